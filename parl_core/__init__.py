@@ -1,0 +1,113 @@
+"""parl-core: hypergradients for reward learning from preferences, and the loops that use them.
+
+Public names are imported on first use, so that `import parl_core` is instant and pulls in nothing but torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import hypergrad, ops
+    from .errors import MissingExtraError, NonFiniteError, ParlError, RunFolderError, UnknownNameError
+    from .hypergrad import (
+        CG,
+        Dense,
+        Fisher,
+        Hypergradient,
+        HypergradientWarning,
+        Identity,
+        LogProbHessian,
+        PreferenceLoss,
+        ScoreHessian,
+        Solution,
+        Status,
+        TrajectoryLoss,
+        hypergradient,
+        implicit_gradient,
+        linearize,
+    )
+    from .models import policies, rewards
+    from .ops import available_backends, backend, discounted_returns, prefix_sum
+    from .trajectories import PreferencePairs, Trajectories
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "errors": ("MissingExtraError", "NonFiniteError", "ParlError", "RunFolderError", "UnknownNameError"),
+    "hypergrad": (
+        "CG",
+        "Dense",
+        "Fisher",
+        "Hypergradient",
+        "HypergradientWarning",
+        "Identity",
+        "LogProbHessian",
+        "PreferenceLoss",
+        "ScoreHessian",
+        "Solution",
+        "Status",
+        "TrajectoryLoss",
+        "hypergradient",
+        "implicit_gradient",
+        "linearize",
+    ),
+    "ops": ("available_backends", "backend", "discounted_returns", "prefix_sum"),
+    "trajectories": ("PreferencePairs", "Trajectories"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = {
+    "hypergrad": "hypergrad",
+    "ops": "ops",
+    "policies": "models.policies",
+    "rewards": "models.rewards",
+}
+
+__all__ = [
+    "CG",
+    "Dense",
+    "Fisher",
+    "Hypergradient",
+    "HypergradientWarning",
+    "Identity",
+    "LogProbHessian",
+    "MissingExtraError",
+    "NonFiniteError",
+    "ParlError",
+    "PreferenceLoss",
+    "PreferencePairs",
+    "RunFolderError",
+    "ScoreHessian",
+    "Solution",
+    "Status",
+    "Trajectories",
+    "TrajectoryLoss",
+    "UnknownNameError",
+    "available_backends",
+    "backend",
+    "discounted_returns",
+    "hypergrad",
+    "hypergradient",
+    "implicit_gradient",
+    "linearize",
+    "ops",
+    "policies",
+    "prefix_sum",
+    "rewards",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value: Any = importlib.import_module(f".{_MODULES[name]}", __name__)
+    elif name in _HOME_OF:
+        value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module 'parl_core' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

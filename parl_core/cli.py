@@ -1,0 +1,143 @@
+"""The command line: `parl train | plot | doctor`. A user's mistake is one sentence on stderr and a non-zero status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .errors import ConfigError, ParlError, import_extra, unknown_name
+
+USAGE = """usage: parl <command> [options]
+
+commands:
+  train    train a policy and its reward, or go on with a run (--resume)
+  plot     draw the curves of several runs into one picture
+  doctor   what is installed here, and which backend each op can use
+
+`parl <command> --help` lists a command's options."""
+
+USER_ERROR, INTERRUPTED = 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else USER_ERROR
+    try:
+        return _command(arguments[0])(arguments[1:])
+    except ParlError as error:
+        print(f"parl: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("parl: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return USER_ERROR
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    commands = {"train": _train, "plot": _plot, "doctor": _doctor}
+    if name not in commands:
+        raise unknown_name("command", name, commands)
+    return commands[name]
+
+
+def _train(arguments: list[str]) -> int:
+    tyro = import_extra("tyro", "train", needed_for="parl train")
+    rich_console = import_extra("rich.console", "train", needed_for="parl train")
+
+    @dataclass
+    class Train:
+        """Train a policy, and the reward it is trained on.
+
+        Every number of the preset can be set as well, for example --sac.batch-size 256, --reward.label-budget 500,
+        --implicit.damping 0.01, --eval-interval 5000; config.json in a run folder lists them all.
+        """
+
+        env: str | None = None
+        """dm_control/<domain>-<task> or metaworld/<task>; dm_control/walker-walk unless given."""
+        algorithm: str | None = None
+        """oracle, pebble or a-parl; a-parl unless given."""
+        preset: str | None = None
+        """cpu or paper; cpu unless given."""
+        seed: int | None = None
+        """Of everything random; 0 unless given."""
+        steps: int | None = None
+        """Environment steps; the preset's unless given."""
+        run_dir: Path | None = None
+        """A new folder for the run; one is made under runs/ unless given."""
+        resume: Path | None = None
+        """Go on with the run in this folder; of the other options only --steps may come along."""
+
+    given, others = tyro.cli(Train, args=arguments, prog="parl train", return_unknown_args=True)
+
+    from .training.config import TrainConfig
+    from .training.presets import preset
+    from .training.run_folder import free_run_path
+    from .training.train import Interrupted, resume, train
+
+    console = rich_console.Console()
+    try:
+        if given.resume is not None:
+            _only_steps_with_resume(vars(given), others)
+            resume(given.resume, given.steps, console)
+            return 0
+        config = preset(
+            given.env or TrainConfig.env,
+            given.algorithm or TrainConfig.algorithm,
+            given.preset or TrainConfig.preset,
+        )
+        chosen = {name: getattr(given, name) for name in ("seed", "steps") if getattr(given, name) is not None}
+        config = replace(config, **chosen)
+        if others:
+            config = tyro.cli(TrainConfig, args=others, default=config, prog="parl train")
+        train(config, given.run_dir or free_run_path(Path("runs"), config), console)
+        return 0
+    except Interrupted as stop:
+        print(f"parl: {stop}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _only_steps_with_resume(given: dict[str, object], others: list[str]) -> None:
+    extra = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    extra = [name for name in extra if name not in ("--resume", "--steps")] + [o for o in others if o.startswith("-")]
+    if extra:
+        raise ConfigError(f"--resume takes the run's own settings; only --steps may come along, got {', '.join(extra)}")
+
+
+def _plot(arguments: list[str]) -> int:
+    tyro = import_extra("tyro", "train", needed_for="parl plot")
+
+    @dataclass
+    class Plot:
+        """Draw the true return of several runs, a panel per environment, a colour per algorithm."""
+
+        runs: tuple[Path, ...]
+        """Run folders."""
+        output: Path = Path("curves.png")
+        """The picture."""
+
+    given = tyro.cli(Plot, args=arguments, prog="parl plot", config=(tyro.conf.PositionalRequiredArgs,))
+    if not given.runs:
+        raise ConfigError("parl plot needs at least one run folder")
+    from .training.plots import draw_runs
+
+    print(draw_runs(given.runs, given.output))
+    return 0
+
+
+def _doctor(arguments: list[str]) -> int:
+    if arguments:
+        raise ConfigError(f"parl doctor takes no options, got {' '.join(arguments)}")
+    from .doctor import report
+
+    print(report())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,10 @@
+"""Environments: robot tasks behind one small interface, and tabular MDPs with exact solutions
+(`envs.tabular`).
+
+Simulators are imported when a task of theirs is made, not before.
+"""
+
+from .interface import Environment, Step
+from .registry import environment_names, make_env
+
+__all__ = ["Environment", "Step", "environment_names", "make_env"]

@@ -1,0 +1,81 @@
+"""Parameters travel as one flat vector: packing, unpacking, and gradients in that form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def trainable_parameters(module: nn.Module, role: str) -> dict[str, nn.Parameter]:
+    """The parameters of `module` that require a gradient, in the order of `named_parameters`.
+
+    Raises:
+        ValueError: there is none, or they differ in dtype or device, or are not real floating-point numbers.
+    """
+    params = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not params:
+        raise ValueError(f"{role} ({type(module).__name__}) has no parameter that requires a gradient")
+    check_uniform(params, role)
+    return params
+
+
+def check_uniform(params: dict[str, Tensor] | dict[str, nn.Parameter], role: str) -> None:
+    """Refuse parameters that cannot share one flat real vector."""
+    first_name, first = next(iter(params.items()))
+    for name, tensor in params.items():
+        if not tensor.is_floating_point():
+            raise TypeError(f"{role}: '{name}' must be a real floating-point tensor, got {tensor.dtype}")
+        if tensor.dtype != first.dtype or tensor.device != first.device:
+            raise ValueError(
+                f"{role}: all parameters must share dtype and device, but '{first_name}' is {first.dtype} on "
+                f"{first.device} and '{name}' is {tensor.dtype} on {tensor.device}"
+            )
+
+
+def flatten(tensors: Iterable[Tensor]) -> Tensor:
+    """Concatenate tensors of any shape into one flat vector."""
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def unflatten(vector: Tensor, like: Sequence[Tensor], *, name: str = "vector") -> list[Tensor]:
+    """Cut a flat vector into views shaped as `like`."""
+    sizes = [t.numel() for t in like]
+    if vector.shape != (sum(sizes),):
+        raise ValueError(f"{name} must have shape (P,) = ({sum(sizes)},), got {tuple(vector.shape)}")
+    return [piece.view(t.shape) for piece, t in zip(vector.split(sizes), like, strict=True)]
+
+
+def flat_grad(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor],
+    *,
+    retain_graph: bool = False,
+) -> Tensor:
+    """Σ grad_outputs · ∂outputs/∂inputs as one flat vector; inputs that do not matter contribute zeros."""
+    return flatten(gradients(outputs, inputs, grad_outputs, retain_graph=retain_graph))
+
+
+def gradients(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor],
+    *,
+    retain_graph: bool = False,
+    create_graph: bool = False,
+) -> list[Tensor]:
+    """`torch.autograd.grad` that gives zeros where there is no dependence, also when no output has a graph."""
+    pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(i) for i in inputs]
+    found = torch.autograd.grad(
+        [o for o, _ in pairs],
+        list(inputs),
+        [g for _, g in pairs],
+        retain_graph=retain_graph or create_graph,
+        create_graph=create_graph,
+        allow_unused=True,
+    )
+    return [torch.zeros_like(i) if f is None else f for i, f in zip(inputs, found, strict=True)]

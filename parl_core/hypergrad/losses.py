@@ -1,0 +1,102 @@
+"""Upper-level losses U_ν: what the reward is judged by, sample by sample.
+
+A loss turns the upper data into one value per sample and says which trajectories each sample is made of, so that the
+engine can weigh their scores. Losses are minimised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..trajectories import PreferencePairs, Trajectories, require_finite
+
+
+class UpperLoss(Protocol):
+    """What `hypergradient` asks of a loss."""
+
+    def per_sample(self, reward: nn.Module, data: Any) -> Tensor:
+        """(n,) loss of each sample, differentiable in the reward's parameters."""
+        ...
+
+    def trajectories(self, data: Any) -> tuple[Trajectories, ...]:
+        """The trajectories a sample consists of: one or more `Trajectories`, each with one entry per sample."""
+        ...
+
+
+class PreferenceLoss:
+    """Cross-entropy of the labels under Bradley–Terry (1952): P(second preferred) = σ(R(second) − R(first)).
+
+    R(τ) = Σ_h r_ν(s_h, a_h), undiscounted. Takes `PreferencePairs`.
+    """
+
+    def per_sample(self, reward: nn.Module, data: PreferencePairs) -> Tensor:
+        """(M,) cross-entropy of each pair, in nats."""
+        if not isinstance(data, PreferencePairs):
+            raise TypeError(f"PreferenceLoss takes PreferencePairs as upper, got {type(data).__name__}")
+        first = data.first.sum_steps(evaluate_reward(reward, data.first))
+        second = data.second.sum_steps(evaluate_reward(reward, data.second))
+        return F.binary_cross_entropy_with_logits(second - first, data.labels, reduction="none")
+
+    def trajectories(self, data: PreferencePairs) -> tuple[Trajectories, ...]:
+        """Both segments of each pair: U depends on the policy through either."""
+        return data.first, data.second
+
+
+class TrajectoryLoss:
+    """Any loss of single trajectories. Takes `Trajectories`.
+
+    Args:
+        fn: fn(reward, trajectories) -> (N,) loss of each trajectory, differentiable in the reward's parameters.
+    """
+
+    def __init__(self, fn: Callable[[nn.Module, Trajectories], Tensor]) -> None:
+        if not callable(fn):
+            raise TypeError(f"fn must be a callable (reward, trajectories) -> (N,), got {type(fn).__name__}")
+        self.fn = fn
+
+    def per_sample(self, reward: nn.Module, data: Trajectories) -> Tensor:
+        """(N,) loss of each trajectory."""
+        if not isinstance(data, Trajectories):
+            raise TypeError(f"TrajectoryLoss takes Trajectories as upper, got {type(data).__name__}")
+        values = self.fn(reward, data)
+        if not isinstance(values, Tensor) or values.shape != (data.num_trajectories,):
+            came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(f"fn must return a tensor of shape (N,) = ({data.num_trajectories},), got {came}")
+        return values
+
+    def trajectories(self, data: Trajectories) -> tuple[Trajectories, ...]:
+        """The trajectories themselves."""
+        return (data,)
+
+
+def evaluate_reward(reward: nn.Module, trajectories: Trajectories) -> Tensor:
+    """(T,) rewards of all steps, checked for shape and finiteness."""
+    values = reward(trajectories.observations, trajectories.actions)
+    if not isinstance(values, Tensor) or values.shape != (trajectories.num_steps,):
+        came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"reward(observations, actions) must return shape (T,) = ({trajectories.num_steps},), got {came}"
+        )
+    require_finite("reward(observations, actions)", values.detach())
+    return values
+
+
+def centre(values: Tensor, weights: Tensor, is_sample: bool) -> Tensor:
+    """Subtract a baseline that leaves E[(U − base) S] unchanged.
+
+    A sample (uniform weights) gets the leave-one-out mean, which is independent of the value it is subtracted from and
+    so unbiased. Given weights (an exact enumeration, or importance weights) get the weighted mean, one constant, with
+    which an exact enumeration stays exact.
+    """
+    count = values.shape[0]
+    if not is_sample:
+        total = weights.sum()
+        return values - torch.where(total != 0, (weights * values).sum() / total, 0.0)
+    if count < 2:
+        return values
+    return (values - values.mean()) * (count / (count - 1))

@@ -1,0 +1,69 @@
+"""What a hypergradient call returns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .flat import unflatten
+from .solvers import Solution
+
+
+class HypergradientWarning(UserWarning):
+    """The hypergradient was computed, but something about it should be known before it is used."""
+
+
+@dataclass
+class Hypergradient:
+    """Gradient of the upper *loss* with respect to the upper parameters, term by term; every term is flat."""
+
+    direct: Tensor
+    """∂/∂ν of the loss at fixed data: all that classical RLHF uses."""
+    implicit: Tensor
+    """(dθ*/dν)ᵀ b: through the policy that the reward induces."""
+    regularizer: Tensor
+    """∂/∂ν of the regulariser; zeros without one."""
+    solution: Solution
+    """The linear solve behind `implicit`; look at `.status` before trusting it."""
+    parameters: Sequence[Tensor] = field(repr=False)
+    """The upper parameters, in flat order."""
+
+    @property
+    def total(self) -> Tensor:
+        """direct + implicit + regularizer."""
+        return self.direct + self.implicit + self.regularizer
+
+    def backward(self) -> None:
+        """Add `total` into the upper parameters' `.grad`, as `loss.backward()` would."""
+        with torch.no_grad():
+            for parameter, piece in zip(
+                self.parameters, unflatten(self.total, self.parameters, name="total"), strict=True
+            ):
+                if not parameter.requires_grad:
+                    continue
+                if parameter.grad is None:
+                    parameter.grad = piece.clone()
+                else:
+                    parameter.grad.add_(piece)
+
+
+def warn_about(solution: Solution, stacklevel: int) -> None:
+    """Say aloud what a caller who does not look at the solution would miss."""
+    if not solution.status.ok:
+        warnings.warn(
+            f"the linear solve ended with {solution.status.name} after {solution.iterations} iterations, relative "
+            f"residual {float(solution.residuals[-1]):.2e}: {solution.status.message}",
+            HypergradientWarning,
+            stacklevel=stacklevel + 1,
+        )
+    if solution.negative_curvature:
+        warnings.warn(
+            "the lower level curves upward along a search direction, so the policy is not at a local maximum of its "
+            "value: train it further, add damping, or use Fisher curvature",
+            HypergradientWarning,
+            stacklevel=stacklevel + 1,
+        )

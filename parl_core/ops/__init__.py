@@ -1,0 +1,16 @@
+"""Differentiable operations on ragged trajectories, each with a plain reference and faster backends.
+
+Ragged data is a flat tensor (T,) and `offsets` (N+1,) int64: trajectory n is values[offsets[n]:offsets[n+1]].
+"""
+
+from .registry import BackendError, available_backends, backend, support_table
+from .scan import discounted_returns, prefix_sum
+
+__all__ = [
+    "BackendError",
+    "available_backends",
+    "backend",
+    "discounted_returns",
+    "prefix_sum",
+    "support_table",
+]

@@ -1,0 +1,1 @@
+"""The thin orchestrator: configurations, the bilevel loop, run folders, plots."""

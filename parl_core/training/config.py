@@ -1,0 +1,220 @@
+"""What a run is made of: every number a run depends on, readable, overridable and written to its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ConfigError, unknown_name
+from ..rl.sac import SACConfig
+
+ALGORITHMS = {
+    "oracle": "SAC on the true reward: the ceiling",
+    "pebble": "SAC on a reward learned from preferences",
+    "a-parl": "PEBBLE whose reward update also takes the hypergradient's implicit term",
+}
+SAMPLERS = ("uniform", "disagreement")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Learning the reward from preferences (PEBBLE, Lee et al., ICML 2021)."""
+
+    hidden: tuple[int, ...] = (256, 256, 256)
+    """Widths of the hidden layers of each member."""
+    members: int = 3
+    """Networks in the ensemble."""
+    learning_rate: float = 3e-4
+    """Adam's."""
+    batch_size: int = 128
+    """Labelled pairs in one step."""
+    segment_length: int = 50
+    """Steps of a segment that the teacher compares."""
+    label_budget: int = 1000
+    """Labels that may be asked for in the whole run."""
+    labels_per_session: int = 100
+    """Labels asked for in one query session."""
+    session_interval: int = 20_000
+    """Environment steps between two query sessions."""
+    max_epochs: int = 50
+    """Epochs over all labels in one session, at most."""
+    accuracy_target: float = 0.97
+    """A session's fit ends when the members' mean accuracy exceeds this."""
+    sampler: str = "disagreement"
+    """How queries are chosen after the first session (which is uniform): uniform or disagreement."""
+    pool_episodes: int = 100
+    """Queries are drawn from this many latest episodes."""
+
+
+@dataclass(frozen=True)
+class ImplicitConfig:
+    """The implicit term of A-PARL's reward update."""
+
+    share: float = 1.0
+    """Factor on the implicit term."""
+    max_ratio: float = 0.2
+    """The implicit term is shortened to this multiple of the cross-entropy gradient's norm, if longer."""
+    recent_steps: int = 2000
+    """Latest environment steps that stand for on-policy data."""
+    on_policy_share: float = 0.5
+    """Of each session's queries, the share drawn uniformly from those steps; the upper gradient is taken on them."""
+    damping_ratio: float = 20.0
+    """L2 weight of the lower level in multiples of SAC's temperature: what the policy's Fisher matrix is damped by."""
+    rtol: float = 1e-2
+    """Relative residual at which the linear solve ends; its sampling error is far larger."""
+    max_iterations: int = 100
+    """Conjugate-gradient iterations, at most."""
+    refresh_interval: int = 50
+    """Reward steps for which one hypergradient is used before it is computed anew (warm-started)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run."""
+
+    env: str = "dm_control/walker-walk"
+    """Environment, dm_control/<domain>-<task> or metaworld/<task>."""
+    algorithm: str = "a-parl"
+    """oracle, pebble or a-parl."""
+    preset: str = "cpu"
+    """Where the numbers below started from: cpu or paper."""
+    seed: int = 0
+    """Of everything random in the run."""
+    steps: int = 100_000
+    """Environment steps."""
+    random_steps: int = 1000
+    """Steps with uniformly random actions at the start."""
+    pretrain_steps: int = 9000
+    """Steps of state-entropy exploration after those; the first query session follows. Not for the oracle."""
+    updates_after_reset: int = 100
+    """Extra SAC updates after the critic is reset at the first session."""
+    update_interval: int = 1
+    """Environment steps per SAC update."""
+    entropy_references: int | None = None
+    """State-entropy exploration measures distances to this many random states of the replay; None for all."""
+    replay_capacity: int = 1_000_000
+    """Transitions kept."""
+    eval_interval: int = 10_000
+    """Environment steps between two evaluations."""
+    eval_episodes: int = 10
+    """Episodes of one evaluation, with the mean action, on the true reward."""
+    checkpoint_interval: int = 10_000
+    """Environment steps after which the next episode's end writes a checkpoint."""
+    threads: int | None = None
+    """Threads of torch; None leaves them as they are. Metrics repeat bit for bit only at the same number."""
+    sac: SACConfig = field(default_factory=SACConfig)
+    """The lower level."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """The upper level."""
+    implicit: ImplicitConfig = field(default_factory=ImplicitConfig)
+    """What A-PARL adds to it."""
+
+    @property
+    def learns_reward(self) -> bool:
+        """Whether the reward is learned from preferences."""
+        return self.algorithm != "oracle"
+
+    @property
+    def first_session(self) -> int:
+        """The step of the first query session."""
+        return self.random_steps + self.pretrain_steps
+
+    def validate(self) -> None:
+        """Refuse what cannot work, before anything is made.
+
+        Raises:
+            UnknownNameError, ConfigError: one sentence that names the field.
+        """
+        if self.algorithm not in ALGORITHMS:
+            raise unknown_name("algorithm", self.algorithm, ALGORITHMS)
+        if self.reward.sampler not in SAMPLERS:
+            raise unknown_name("sampler", self.reward.sampler, SAMPLERS)
+        positive = {
+            "steps": self.steps,
+            "random_steps": self.random_steps,
+            "update_interval": self.update_interval,
+            "replay_capacity": self.replay_capacity,
+            "eval_interval": self.eval_interval,
+            "eval_episodes": self.eval_episodes,
+            "checkpoint_interval": self.checkpoint_interval,
+            "sac.batch_size": self.sac.batch_size,
+            "reward.members": self.reward.members,
+            "reward.batch_size": self.reward.batch_size,
+            "reward.segment_length": self.reward.segment_length,
+            "reward.label_budget": self.reward.label_budget,
+            "reward.labels_per_session": self.reward.labels_per_session,
+            "reward.session_interval": self.reward.session_interval,
+            "reward.max_epochs": self.reward.max_epochs,
+            "reward.pool_episodes": self.reward.pool_episodes,
+            "implicit.max_iterations": self.implicit.max_iterations,
+            "implicit.refresh_interval": self.implicit.refresh_interval,
+            "threads": 1 if self.threads is None else self.threads,
+        }
+        for name, value in positive.items():
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        not_negative = {
+            "seed": self.seed,
+            "pretrain_steps": self.pretrain_steps,
+            "updates_after_reset": self.updates_after_reset,
+            "implicit.share": self.implicit.share,
+            "implicit.max_ratio": self.implicit.max_ratio,
+            "implicit.damping_ratio": self.implicit.damping_ratio,
+        }
+        for name, number in not_negative.items():
+            if not 0 <= number < float("inf"):
+                raise ConfigError(f"{name} must be finite and at least 0, got {number}")
+        if not 0 <= self.implicit.on_policy_share <= 1:
+            raise ConfigError(f"implicit.on_policy_share must lie in [0, 1], got {self.implicit.on_policy_share}")
+        if not 0 < self.implicit.rtol < 1:
+            raise ConfigError(f"implicit.rtol must lie between 0 and 1, got {self.implicit.rtol}")
+        if self.implicit.recent_steps < self.reward.segment_length:
+            raise ConfigError(
+                f"implicit.recent_steps must hold a segment of {self.reward.segment_length} steps, "
+                f"got {self.implicit.recent_steps}"
+            )
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The config as nested dicts that JSON can hold."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(data: Mapping[str, Any]) -> TrainConfig:
+    """The config that `to_dict` took apart.
+
+    Raises:
+        ConfigError: a field is unknown or of the wrong type.
+    """
+    return _build(TrainConfig, data, "config")
+
+
+def _build(kind: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where} must be a table of fields, got {type(data).__name__}")
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ConfigError(f"{where} has no field {', '.join(unknown)}: it was written by another version")
+    values = {}
+    for name, value in data.items():
+        place = f"{where}.{name}"
+        if dataclasses.is_dataclass(hints[name]):
+            values[name] = _build(hints[name], value, place)
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+            _check_type(hints[name], values[name], place)
+    return kind(**values)
+
+
+def _check_type(hint: Any, value: Any, place: str) -> None:
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    plain = tuple(typing.get_origin(a) or a for a in allowed)
+    if float in plain:
+        plain += (int,)
+    if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
+        raise ConfigError(f"{place} must be {hint}, got {value!r}")

@@ -1,0 +1,106 @@
+"""Pictures of runs, drawn from their metrics.csv."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunFolderError, import_extra
+from .config import ALGORITHMS, TrainConfig
+from .run_folder import RunFolder, mean_by_step, read_metrics
+
+COLOURS = dict(zip(ALGORITHMS, ("#555555", "#1f77b4", "#d62728"), strict=True))
+
+
+def draw_run(path: Path, random_return: float | None = None) -> Path:
+    """Draw one run into its curve.png: true return, reward model, implicit term, linear solve."""
+    _, config = RunFolder.open(path)
+    rows = read_metrics(path)
+    panels: list[tuple[str, list[tuple[str, str]]]] = [("True return", [("true_return", "mean of an evaluation")])]
+    if any("success_rate" in row for row in rows):
+        panels.append(("Success rate", [("success_rate", "any step of the episode")]))
+    if config.learns_reward:
+        panels.append(("Reward model accuracy on its labels", [("reward_accuracy", "mean over members")]))
+    if config.algorithm == "a-parl":
+        panels.append(("‖implicit‖ / ‖direct‖", [("implicit_to_direct", "mean of a session")]))
+        panels.append(("CG iterations", [("solver_iterations", "mean of a session")]))
+    pyplot = _pyplot()
+    across = 1 if len(panels) == 1 else 2
+    down = -(-len(panels) // across)
+    figure, axes = pyplot.subplots(down, across, figsize=(5.5 * across, 3.2 * down), squeeze=False)
+    for axis, (title, lines) in zip(axes.flat, panels, strict=False):
+        for column, label in lines:
+            shown = [(row["step"], row[column]) for row in rows if column in row]
+            axis.plot([s for s, _ in shown], [v for _, v in shown], marker="o", markersize=3, label=label)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("environment steps")
+        axis.grid(alpha=0.3)
+    first = axes.flat[0]
+    if rows and "true_return_std" in rows[0]:
+        low, high = zip(
+            *((r["true_return"] - r["true_return_std"], r["true_return"] + r["true_return_std"]) for r in rows),
+            strict=True,
+        )
+        first.fill_between([r["step"] for r in rows], low, high, alpha=0.2, label="± std over its episodes")
+    if random_return is not None:
+        first.axhline(random_return, color="grey", linestyle="--", linewidth=1, label="random policy")
+    first.set_ylim(bottom=0)
+    first.legend(fontsize=8)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_visible(False)
+    figure.suptitle(f"{config.algorithm} on {config.env}, preset {config.preset}, seed {config.seed}", fontsize=11)
+    return _save(figure, path / "curve.png")
+
+
+def draw_runs(paths: Sequence[Path], output: Path) -> Path:
+    """Draw the true return of several runs, a panel per environment: each run thin, the mean of an algorithm bold.
+
+    Raises:
+        RunFolderError: a path is no run folder, or has no evaluation yet, or the picture cannot be written.
+    """
+    groups: dict[str, dict[str, list[tuple[TrainConfig, list[dict[str, float]]]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for path in paths:
+        _, config = RunFolder.open(path)
+        rows = read_metrics(path)
+        if not rows:
+            raise RunFolderError(f"{path} has no evaluation yet")
+        groups[config.env][config.algorithm].append((config, rows))
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(1, len(groups), figsize=(6 * len(groups), 4), squeeze=False)
+    for axis, (env, algorithms) in zip(axes.flat, sorted(groups.items()), strict=True):
+        for algorithm in sorted(algorithms):
+            runs = [rows for _, rows in algorithms[algorithm]]
+            colour = COLOURS[algorithm]
+            for rows in runs:
+                steps = [row["step"] for row in rows]
+                axis.plot(steps, [row["true_return"] for row in rows], color=colour, alpha=0.35, linewidth=1)
+            steps, means, _ = mean_by_step(runs, "true_return")
+            seeds = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+            axis.plot(steps, means, color=colour, linewidth=2.2, label=f"{algorithm} (mean of {seeds})")
+        axis.set_title(env, fontsize=10)
+        axis.set_xlabel("environment steps")
+        axis.set_ylabel("true return")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    return _save(figure, output)
+
+
+def _pyplot() -> Any:
+    import_extra("matplotlib", "train", needed_for="a plot").use("Agg")
+    return import_extra("matplotlib.pyplot", "train", needed_for="a plot")
+
+
+def _save(figure: Any, path: Path) -> Path:
+    try:
+        figure.tight_layout()
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"Cannot write the picture {path}: {error}") from error
+    finally:
+        _pyplot().close(figure)
+    return path

@@ -1,0 +1,96 @@
+"""The numbers a run starts from, per task: `paper` as published, `cpu` sized for two cores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..errors import unknown_name
+from ..rl.sac import SACConfig
+from .config import RewardConfig, TrainConfig
+
+PRESETS = ("cpu", "paper")
+
+
+def preset(env: str, algorithm: str, name: str) -> TrainConfig:
+    """The configuration of `name` for an environment; one without published numbers gets those of its family.
+
+    `paper` holds the published settings of PEBBLE on that task (Lee et al. 2021; Park et al. 2022, "SURF"). `cpu` has
+    smaller networks and batches and fewer steps.
+    """
+    if name == "paper":
+        config = _paper_metaworld() if env.startswith("metaworld/") else _paper_dm_control()
+    elif name == "cpu":
+        config = _cpu_metaworld() if env.startswith("metaworld/") else _cpu_dm_control()
+    else:
+        raise unknown_name("preset", name, PRESETS)
+    if env == "metaworld/button-press" and name == "paper":
+        reward = replace(config.reward, label_budget=20_000, labels_per_session=100)
+        config = replace(config, reward=reward)
+    if algorithm == "oracle":
+        config = replace(config, random_steps=5000 if name == "paper" else config.random_steps, pretrain_steps=0)
+        if env == "dm_control/walker-walk" and name == "paper":
+            config = replace(config, steps=1_000_000)
+    return replace(config, env=env, algorithm=algorithm, preset=name)
+
+
+def _sac(hidden: tuple[int, ...], batch_size: int, learning_rate: float) -> SACConfig:
+    return SACConfig(
+        hidden=hidden,
+        batch_size=batch_size,
+        actor_learning_rate=learning_rate,
+        critic_learning_rate=learning_rate,
+    )
+
+
+def _paper_dm_control() -> TrainConfig:
+    return TrainConfig(
+        steps=500_000,
+        sac=_sac((1024, 1024), 1024, 5e-4),
+        reward=RewardConfig(label_budget=1000, labels_per_session=100, session_interval=20_000, max_epochs=50),
+    )
+
+
+def _paper_metaworld() -> TrainConfig:
+    return TrainConfig(
+        steps=1_000_000,
+        sac=_sac((256, 256, 256), 512, 3e-4),
+        reward=RewardConfig(label_budget=4000, labels_per_session=50, session_interval=5000, max_epochs=10),
+    )
+
+
+def _cpu_dm_control() -> TrainConfig:
+    return TrainConfig(
+        steps=100_000,
+        threads=1,
+        random_steps=1000,
+        pretrain_steps=3000,
+        entropy_references=2000,
+        eval_episodes=5,
+        sac=_sac((128, 128), 128, 1e-3),
+        reward=RewardConfig(
+            hidden=(128, 128, 128),
+            label_budget=1000,
+            labels_per_session=50,
+            session_interval=4000,
+            max_epochs=50,
+        ),
+    )
+
+
+def _cpu_metaworld() -> TrainConfig:
+    return TrainConfig(
+        steps=200_000,
+        threads=1,
+        random_steps=1000,
+        pretrain_steps=4000,
+        entropy_references=2000,
+        eval_episodes=5,
+        sac=_sac((128, 128), 128, 1e-3),
+        reward=RewardConfig(
+            hidden=(128, 128, 128),
+            label_budget=2000,
+            labels_per_session=50,
+            session_interval=4000,
+            max_epochs=20,
+        ),
+    )

@@ -1,0 +1,153 @@
+"""The folder of one run: config.json, metrics.csv, checkpoint.safetensors, TensorBoard events, curve.png, summary.json."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, RunFolderError
+from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from .config import TrainConfig, from_dict, to_dict
+
+COLUMNS = (
+    "step",
+    "true_return",
+    "true_return_std",
+    "success_rate",
+    "labels",
+    "episodes",
+    "reward_accuracy",
+    "reward_loss",
+    "implicit_to_direct",
+    "solver_iterations",
+    "solver_residual",
+    "temperature",
+    "critic_loss",
+)
+"""Of metrics.csv, one row per evaluation; a cell is empty where the quantity does not exist."""
+
+Row = dict[str, float | int | None]
+
+
+class RunFolder:
+    """Paths and files of one run. Everything is replaced atomically: a kill or a full disk loses nothing written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig) -> RunFolder:
+        """Make a new folder with its config.
+
+        Raises:
+            RunFolderError: the folder holds something already, or cannot be written.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            occupied = any(path.iterdir())
+        except OSError as error:
+            raise RunFolderError(f"Cannot make the run folder {path}: {error.strerror or error}") from error
+        if occupied:
+            raise RunFolderError(
+                f"The run folder {path} is not empty: go on with it by --resume {path}, or choose another --run-dir"
+            )
+        folder = cls(path)
+        folder.write_json("config.json", to_dict(config))
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> tuple[RunFolder, TrainConfig]:
+        """An existing folder and its config.
+
+        Raises:
+            RunFolderError: it is no run folder, or its config cannot be read.
+        """
+        try:
+            config = from_dict(json.loads((path / "config.json").read_text()))
+        except FileNotFoundError as error:
+            raise RunFolderError(f"{path} is not a run folder: it has no config.json") from error
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RunFolderError(f"{path / 'config.json'} cannot be read: {reason}") from error
+        return cls(path), config
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where the checkpoint is, if there is one."""
+        return self.path / "checkpoint.safetensors"
+
+    def add_row(self, row: Mapping[str, float | int | None]) -> None:
+        """Append one evaluation to metrics.csv."""
+        unknown = set(row) - set(COLUMNS)
+        if unknown:
+            raise ConfigError(f"metrics.csv has no column {', '.join(sorted(unknown))}")
+        self.rows.append({name: row.get(name) for name in COLUMNS})
+        self._write_rows()
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write the checkpoint, the rows so far included."""
+        save_checkpoint(self.checkpoint_path, {"rows": self.rows, **state})
+
+    def load(self) -> dict[str, Any]:
+        """Read the checkpoint; metrics.csv goes back to the rows that it knows."""
+        state = load_checkpoint(self.checkpoint_path)
+        self.rows = state.pop("rows")
+        self._write_rows()
+        return state
+
+    def write_json(self, name: str, data: Any) -> None:
+        """Write a small JSON file into the folder."""
+        write_atomically(self.path / name, (json.dumps(data, indent=2) + "\n").encode())
+
+    def _write_rows(self) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in self.rows:
+            writer.writerow(["" if row[name] is None else row[name] for name in COLUMNS])
+        write_atomically(self.path / "metrics.csv", text.getvalue().encode())
+
+
+def free_run_path(root: Path, config: TrainConfig) -> Path:
+    """A folder name for this run that is not taken: env_algorithm_seed, then _2, _3, …"""
+    stem = f"{config.env.replace('/', '-')}_{config.algorithm}_seed{config.seed}"
+    path, number = root / stem, 2
+    while path.exists() and (not path.is_dir() or os.listdir(path)):
+        path, number = root / f"{stem}_{number}", number + 1
+    return path
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.csv; empty cells are left out.
+
+    Raises:
+        RunFolderError: there is no such file, or it does not hold numbers.
+    """
+    file = path / "metrics.csv"
+    try:
+        with open(file, newline="") as text:
+            rows = list(csv.DictReader(text))
+        return [{key: float(cell) for key, cell in row.items() if key and cell} for row in rows]
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{path} is not a run folder with evaluations: it has no metrics.csv") from error
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{file} cannot be read: {error}") from error
+
+
+def mean_by_step(runs: Sequence[list[dict[str, float]]], column: str) -> tuple[list[float], list[float], list[float]]:
+    """Steps that all runs have, with mean and standard deviation of a column over the runs."""
+    tables = [{row["step"]: row[column] for row in rows if column in row} for rows in runs]
+    steps = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
+    means, spreads = [], []
+    for step in steps:
+        values = [table[step] for table in tables]
+        mean = sum(values) / len(values)
+        means.append(mean)
+        spreads.append((sum((v - mean) ** 2 for v in values) / len(values)) ** 0.5)
+    return steps, means, spreads

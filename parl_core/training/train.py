@@ -1,0 +1,169 @@
+"""One run from start to end: makes or reopens the run folder, drives the trainer, and keeps everything written down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..envs import make_env
+from ..errors import ConfigError, RunFolderError, import_extra
+from ..rl.rollout import Evaluation
+from .config import TrainConfig, to_dict
+from .display import Display, summary_table
+from .plots import draw_run
+from .run_folder import RunFolder
+from .trainer import EpisodeEnded, Evaluated, Event, SessionEnded, Trainer, seeds
+
+
+class Interrupted(Exception):
+    """Ctrl-C during a run; the message says how to go on."""
+
+
+def train(config: TrainConfig, path: Path, console: Console) -> RunFolder:
+    """Train anew into the empty or new folder `path`.
+
+    Raises:
+        ParlError: one sentence on what is wrong with the configuration, the environment or the folder.
+        Interrupted: Ctrl-C.
+    """
+    config.validate()
+    with _trainer(config) as trainer:
+        folder = RunFolder.create(path, config)
+        console.print(
+            f"{config.algorithm} on {config.env}, preset {config.preset}, seed {config.seed} → {path}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        random = trainer.evaluate_random_policy()
+        return _run(trainer, folder, random, console)
+
+
+def resume(path: Path, steps: int | None, console: Console) -> RunFolder:
+    """Go on with the run in `path` from its last checkpoint, to `steps` if given.
+
+    Raises:
+        ParlError: no run folder, no checkpoint, a damaged one, or nothing left to do.
+        Interrupted: Ctrl-C.
+    """
+    folder, config = RunFolder.open(path)
+    if steps is not None:
+        config = replace(config, steps=steps)
+    config.validate()
+    if not folder.checkpoint_path.exists():
+        raise RunFolderError(
+            f"{path} has no checkpoint yet (the first comes after {config.checkpoint_interval} steps): start it again in "
+            "another folder"
+        )
+    state = folder.load()
+    if state["trainer"]["step"] >= config.steps:
+        raise ConfigError(
+            f"The run in {path} has done all its {state['trainer']['step']} steps: give a larger --steps to go on"
+        )
+    with _trainer(config) as trainer:
+        trainer.load_state_dict(state["trainer"])
+        if steps is not None:
+            folder.write_json("config.json", to_dict(config))
+        console.print(
+            f"{config.algorithm} on {config.env} goes on at step {trainer.step} in {path}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        random = state["random"]
+        return _run(trainer, folder, Evaluation(**{**random, "returns": tuple(random["returns"])}), console)
+
+
+@contextmanager
+def _trainer(config: TrainConfig) -> Iterator[Trainer]:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    seed = seeds(config.seed)
+    env = make_env(config.env, seed["env"])
+    eval_env = make_env(config.env, seed["eval_env"])
+    try:
+        yield Trainer(config, env, eval_env)
+    finally:
+        env.close()
+        eval_env.close()
+
+
+def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Console) -> RunFolder:
+    config = trainer.config
+    saved_at, started = trainer.step, time.perf_counter()
+
+    def save() -> None:
+        nonlocal saved_at
+        folder.save({"trainer": trainer.state_dict(), "random": vars(random)})
+        saved_at = trainer.step
+
+    with Display(config, console) as display, _TensorBoard(folder.path) as board:
+        display.start_at(trainer.step)
+        try:
+            for event in trainer.run():
+                display.show(event)
+                board.log(event)
+                if isinstance(event, Evaluated):
+                    folder.add_row(event.row)
+                elif isinstance(event, EpisodeEnded) and (
+                    event.step - saved_at >= config.checkpoint_interval or event.step == config.steps
+                ):
+                    save()
+        except KeyboardInterrupt as error:
+            at = f"checkpoint at step {saved_at}" if saved_at else "no checkpoint yet"
+            how = f"; go on with: parl train --resume {folder.path}" if saved_at else ""
+            raise Interrupted(f"Stopped at step {trainer.step}, {at}{how}") from error
+    curve = draw_run(folder.path, random.true_return)
+    folder.write_json(
+        "summary.json",
+        {
+            "random_return": random.true_return,
+            "first_return": folder.rows[0]["true_return"],
+            "last_return": folder.rows[-1]["true_return"],
+            "seconds": round(time.perf_counter() - started, 1),
+        },
+    )
+    console.print(summary_table(random, folder.rows))
+    console.print(f"Run folder: {folder.path}   curve: {curve}", highlight=False, soft_wrap=True)
+    return folder
+
+
+class _TensorBoard:
+    """Scalars for TensorBoard, by environment step."""
+
+    def __init__(self, path: Path) -> None:
+        import_extra("tensorboard", "train", needed_for="TensorBoard events")
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            self._writer: Any = SummaryWriter(str(path))
+        except OSError as error:
+            raise RunFolderError(f"Cannot write TensorBoard events into {path}: {error.strerror or error}") from error
+
+    def __enter__(self) -> _TensorBoard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._writer.close()
+        except OSError as error:
+            raise RunFolderError(f"Cannot write TensorBoard events: {error.strerror or error}") from error
+
+    def log(self, event: Event) -> None:
+        """Write what the event carries."""
+        if isinstance(event, EpisodeEnded):
+            self._writer.add_scalar("train/true_return", event.true_return, event.step)
+        elif isinstance(event, SessionEnded):
+            self._writer.add_scalar("reward/accuracy", event.fit.accuracy, event.step)
+            self._writer.add_scalar("reward/loss", event.fit.loss, event.step)
+            for name, value in vars(event.implicit).items() if event.implicit else ():
+                self._writer.add_scalar(f"implicit/{name}", value, event.step)
+        elif isinstance(event, Evaluated):
+            for name, number in event.row.items():
+                if name != "step" and number is not None:
+                    self._writer.add_scalar(f"eval/{name}", number, event.row["step"])

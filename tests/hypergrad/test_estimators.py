@@ -1,0 +1,308 @@
+"""The hypergradient against finite differences of a re-solved, exactly enumerated lower level."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import parl_core as parl
+from tests.hypergrad.enumerated import DTYPE, Enumerated
+
+TIGHT = parl.CG(rtol=1e-12, max_iterations=500)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def true_utility(problem: Enumerated) -> torch.Tensor:
+    """(N,) a fixed utility of each trajectory, unrelated to the learned reward."""
+    generator = torch.Generator().manual_seed(99)
+    return torch.rand(len(problem.dynamics), generator=generator, dtype=DTYPE)
+
+
+def utility_loss(problem: Enumerated):
+    """U_ν(τ) = −u(τ) + .05 R_ν(τ)²: depends on ν directly and through the policy. Returns the loss and its oracle."""
+    utility = true_utility(problem)
+
+    def fn(reward, trajectories):
+        returns = trajectories.sum_steps(reward(trajectories.observations, trajectories.actions))
+        return -utility + 0.05 * returns**2
+
+    def oracle(reward, probabilities):
+        returns = problem.sum_steps(reward(problem.observations, problem.actions))
+        return probabilities @ (-utility + 0.05 * returns**2)
+
+    return parl.TrajectoryLoss(fn), oracle
+
+
+def preference_pairs(problem: Enumerated, theta: torch.Tensor):
+    """All ordered pairs of trajectories with their joint probabilities; labels from a hidden utility."""
+    number = len(problem.dynamics)
+    first, second = (i.reshape(-1) for i in torch.meshgrid(torch.arange(number), torch.arange(number), indexing="ij"))
+    utility = true_utility(problem)
+    labels = torch.sigmoid(3 * (utility[second] - utility[first]))
+    probabilities = problem.probabilities(theta).detach()
+
+    def gather(index):
+        lengths = problem.offsets.diff()
+        offsets = torch.cat((torch.zeros(1, dtype=torch.int64), lengths[index].cumsum(0)))
+        steps = torch.cat([torch.arange(problem.offsets[i], problem.offsets[i + 1]) for i in index.tolist()])
+        return parl.Trajectories(problem.observations[steps], problem.actions[steps], offsets)
+
+    pairs = parl.PreferencePairs(
+        gather(first), gather(second), labels, weights=probabilities[first] * probabilities[second]
+    )
+
+    def oracle(reward, probs):
+        returns = problem.sum_steps(reward(problem.observations, problem.actions))
+        margin = returns[second] - returns[first]
+        nll = -(labels * nn.functional.logsigmoid(margin) + (1 - labels) * nn.functional.logsigmoid(-margin))
+        return (probs[first] * probs[second]) @ nll
+
+    return pairs, oracle
+
+
+PROBLEMS = {
+    "L2": dict(damping=0.1),
+    "entropy": dict(temperature=0.3),
+    "entropy and L2": dict(temperature=0.2, damping=0.05),
+    "ragged": dict(damping=0.1, terminal=True),
+    "ragged, entropy": dict(temperature=0.3, terminal=True),
+}
+
+
+def score_hessian(problem: Enumerated, **kwargs) -> parl.ScoreHessian:
+    return parl.ScoreHessian(temperature=problem.temperature, damping=problem.damping, **kwargs)
+
+
+@functools.lru_cache
+def utility_gradient(name: str) -> torch.Tensor:
+    problem = Enumerated(**PROBLEMS[name])
+    return problem.finite_differences(utility_loss(problem)[1])
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("curvature_baseline", [None, "mean"])
+@pytest.mark.parametrize("baseline", [True, False])
+def test_utility_matches_finite_differences(name, curvature_baseline, baseline):
+    problem = Enumerated(**PROBLEMS[name])
+    theta = problem.solve(problem.reward)
+    problem.put(theta)
+    loss, _ = utility_loss(problem)
+    trajectories = problem.trajectories(theta)
+    result = parl.hypergradient(
+        problem.policy,
+        problem.reward,
+        trajectories,
+        trajectories,
+        loss=loss,
+        discount=problem.discount,
+        curvature=score_hessian(problem, baseline=curvature_baseline),
+        solver=TIGHT,
+        baseline=baseline,
+    )
+    expected = utility_gradient(name)
+    assert result.solution.status is parl.Status.CONVERGED
+    assert relative(result.total, expected) < 1e-6
+    assert relative(result.direct, expected) > 0.1  # classical RLHF misses the point here
+
+
+@pytest.mark.parametrize("solver", [TIGHT, parl.Dense()], ids=["CG", "Dense"])
+@pytest.mark.parametrize("options", [PROBLEMS["L2"], PROBLEMS["entropy"], PROBLEMS["ragged"]], ids=str)
+def test_preferences_match_finite_differences(options, solver):
+    problem = Enumerated(states=2, **options)
+    theta = problem.solve(problem.reward)
+    problem.put(theta)
+    pairs, oracle = preference_pairs(problem, theta)
+    result = parl.hypergradient(
+        problem.policy,
+        problem.reward,
+        problem.trajectories(theta),
+        pairs,
+        loss=parl.PreferenceLoss(),
+        discount=problem.discount,
+        curvature=score_hessian(problem),
+        solver=solver,
+    )
+    expected = problem.finite_differences(oracle)
+    assert relative(result.total, expected) < 1e-6
+    assert relative(result.direct, expected) > 1e-3
+
+
+def test_fisher_matches_finite_differences_at_the_soft_optimum():
+    problem = Enumerated(temperature=0.3, observe_time=True)
+    theta = problem.solve(problem.reward)
+    problem.put(theta)
+    loss, oracle = utility_loss(problem)
+    trajectories = problem.trajectories(theta)
+    result = parl.hypergradient(
+        problem.policy,
+        problem.reward,
+        trajectories,
+        trajectories,
+        loss=loss,
+        discount=problem.discount,
+        curvature=parl.Fisher(temperature=0.3),
+        solver=TIGHT,
+    )
+    assert relative(result.total, problem.finite_differences(oracle)) < 1e-6
+
+
+def implicit_under_shift(problem: Enumerated, curvature, shift: float) -> torch.Tensor:
+    theta = problem.solve(problem.reward)
+    problem.put(theta)
+    loss, _ = utility_loss(problem)
+
+    def fn(reward, trajectories):  # the upper loss itself must not see the shift
+        held, reward.shift = reward.shift, 0.0
+        try:
+            return loss.fn(reward, trajectories)
+        finally:
+            reward.shift = held
+
+    trajectories = problem.trajectories(theta)
+    problem.reward.shift = shift
+    try:
+        return parl.hypergradient(
+            problem.policy,
+            problem.reward,
+            trajectories,
+            trajectories,
+            loss=parl.TrajectoryLoss(fn),
+            discount=problem.discount,
+            curvature=curvature,
+            solver=parl.Dense(),
+        ).implicit
+    finally:
+        problem.reward.shift = 0.0
+
+
+@pytest.mark.filterwarnings("ignore::parl_core.HypergradientWarning")
+def test_the_full_hessian_is_invariant_to_a_reward_shift_and_the_printed_form_is_not():
+    problem = Enumerated(damping=0.1)
+    full, printed = parl.ScoreHessian(damping=0.1), parl.LogProbHessian(damping=0.1)
+    for shift in (-5.0, 5.0):
+        shifted = implicit_under_shift(problem, full, shift)
+        assert relative(shifted, implicit_under_shift(problem, full, 0.0)) < 1e-10
+    plain, down, up = (implicit_under_shift(problem, printed, shift) for shift in (0.0, -5.0, 5.0))
+    assert torch.cosine_similarity(down, plain, dim=0) < 0  # the sign flips
+    assert up.norm() < 0.5 * plain.norm()  # and here it fades
+
+
+def test_a_baseline_leaves_the_exact_hessian_alone_when_lengths_depend_on_the_policy():
+    problem = Enumerated(damping=0.1, terminal=True)
+    theta = torch.randn(problem.num_params, generator=torch.Generator().manual_seed(3), dtype=DTYPE)
+    problem.put(theta)
+    linearization = parl.linearize(problem.policy, problem.trajectories(theta))
+    rewards = problem.reward(problem.observations, problem.actions).detach()
+    hessian = torch.autograd.functional.hessian(lambda t: problem.value(t, problem.reward), theta)
+    for baseline in (None, "mean", torch.tensor([3.0, -2.0, 7.0], dtype=DTYPE)):
+        operator = parl.ScoreHessian(baseline=baseline, damping=0.1).operator(linearization, rewards, problem.discount)
+        columns = torch.stack([operator(v) for v in torch.eye(problem.num_params, dtype=DTYPE)])
+        torch.testing.assert_close(-columns, hessian, rtol=1e-10, atol=1e-12)
+
+
+def test_regularizer_and_backward_accumulate():
+    problem = Enumerated(damping=0.1)
+    theta = problem.solve(problem.reward)
+    problem.put(theta)
+    loss, _ = utility_loss(problem)
+    trajectories = problem.trajectories(theta)
+
+    def call(regularizer=None):
+        return parl.hypergradient(
+            problem.policy,
+            problem.reward,
+            trajectories,
+            trajectories,
+            loss=loss,
+            discount=problem.discount,
+            curvature=score_hessian(problem),
+            solver=TIGHT,
+            regularizer=regularizer,
+        )
+
+    plain, regularized = call(), call(lambda reward: 0.5 * (reward.table**2).sum())
+    torch.testing.assert_close(regularized.regularizer, problem.reward.table.detach().reshape(-1))
+    torch.testing.assert_close(regularized.total, plain.total + regularized.regularizer)
+    assert not plain.regularizer.any()
+    problem.reward.table.grad = torch.ones_like(problem.reward.table)
+    plain.backward()
+    torch.testing.assert_close(problem.reward.table.grad.reshape(-1), 1 + plain.total)
+    assert all(p.grad is None for p in problem.policy.parameters())
+
+
+def test_leave_one_out_baseline_is_unbiased_for_a_sample():
+    """E[(U_i − mean of the others) S_i] over independent draws equals E[U S]: exact, by summing over all samples of 3."""
+    generator = torch.Generator().manual_seed(0)
+    utility = torch.randn(4, generator=generator, dtype=DTYPE)
+    score = torch.randn(4, generator=generator, dtype=DTYPE)
+    score -= score.mean()  # E[S] = 0, as for a true score
+    draws = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    uniform = torch.full((3,), 1 / 3, dtype=DTYPE)
+    estimates = [(parl.hypergrad.losses.centre(utility[d], uniform, True) * uniform) @ score[d] for d in draws]
+    torch.testing.assert_close(torch.stack(estimates).mean(), (utility * score).mean())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (dict(discount=1.5), ValueError, "discount must lie in"),
+        (dict(lower=3), TypeError, "lower must be Trajectories"),
+        (dict(policy=nn.Linear(2, 2)), TypeError, "log_prob"),
+        (dict(loss=parl.PreferenceLoss()), TypeError, "PreferencePairs"),
+        (dict(regularizer=lambda reward: reward.table), ValueError, "scalar"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, words):
+    problem = Enumerated(damping=0.1)
+    trajectories = problem.trajectories(torch.zeros(problem.num_params, dtype=DTYPE))
+    arguments = dict(
+        policy=problem.policy,
+        reward=problem.reward,
+        lower=trajectories,
+        upper=trajectories,
+        loss=utility_loss(problem)[0],
+        discount=0.9,
+        curvature=parl.ScoreHessian(damping=1.0),
+    )
+    with pytest.raises(error, match=words):
+        parl.hypergradient(**{**arguments, **change})
+
+
+def test_non_finite_rewards_are_named():
+    problem = Enumerated(damping=0.1)
+    trajectories = problem.trajectories(torch.zeros(problem.num_params, dtype=DTYPE))
+    problem.reward.shift = float("nan")
+    with pytest.raises(parl.NonFiniteError, match="reward"):
+        parl.hypergradient(
+            problem.policy,
+            problem.reward,
+            trajectories,
+            trajectories,
+            loss=parl.TrajectoryLoss(lambda r, t: r.table.sum() * torch.ones(t.num_trajectories, dtype=DTYPE)),
+            discount=0.9,
+            curvature=parl.Fisher(0.1),
+        )
+
+
+def test_works_under_no_grad_and_leaves_no_trace():
+    problem = Enumerated(damping=0.1)
+    trajectories = problem.trajectories(torch.zeros(problem.num_params, dtype=DTYPE))
+    with torch.no_grad():
+        result = parl.hypergradient(
+            problem.policy,
+            problem.reward,
+            trajectories,
+            trajectories,
+            loss=utility_loss(problem)[0],
+            discount=0.9,
+            curvature=parl.Fisher(0.1, damping=0.1),
+        )
+    assert result.total.norm() > 0
+    assert problem.reward.table.grad is None
+    assert not result.total.requires_grad

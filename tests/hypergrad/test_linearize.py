@@ -1,0 +1,184 @@
+"""Every product of the linearization against dense derivatives by torch.func."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, hessian, jacrev
+
+import parl_core as parl
+from parl_core.models.policies import CategoricalPolicy, GaussianPolicy
+
+F64 = torch.float64
+
+
+class LogProbOnly(nn.Module):
+    """A policy that offers log_prob and nothing else."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def log_prob(self, observations, actions):
+        return self.policy.log_prob(observations, actions)
+
+
+def gaussian(**options):
+    return GaussianPolicy(3, 2, hidden=(4,), **options).to(F64)
+
+
+POLICIES = {
+    "state": lambda: gaussian(),
+    "global": lambda: gaussian(log_std="global", activation="silu"),
+    "fixed": lambda: gaussian(log_std=-0.5),
+    "squashed": lambda: gaussian(squash=True),
+    "categorical": lambda: CategoricalPolicy(3, 4, hidden=(5,)).to(F64),
+    "softmax": lambda: CategoricalPolicy(3, 4).to(F64),
+    "log_prob only": lambda: LogProbOnly(gaussian()),
+}
+
+
+def example(name: str, lengths=(3, 0, 1, 5)):
+    torch.manual_seed(0)
+    policy = POLICIES[name]()
+    total = sum(lengths)
+    observations = torch.randn(total, 3, dtype=F64)
+    if name in ("categorical", "softmax"):
+        actions = torch.randint(4, (total, 1))
+    else:
+        actions = torch.rand(total, 2, dtype=F64) * 1.8 - 0.9
+    offsets = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
+    return policy, parl.Trajectories(observations, actions, offsets)
+
+
+def dense(policy, trajectories):
+    """log_prob as a function of the flat parameters, and the parameters."""
+    names = [n for n, _ in policy.named_parameters()]
+    shapes = [p.shape for p in policy.parameters()]
+
+    class Call(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.policy = policy
+
+        def forward(self):
+            return self.policy.log_prob(trajectories.observations, trajectories.actions)
+
+    def log_prob(theta):
+        pieces = theta.split([s.numel() for s in shapes])
+        params = {f"policy.{n}": p.view(s) for n, p, s in zip(names, pieces, shapes, strict=True)}
+        return functional_call(Call(), params, ())
+
+    return log_prob, nn.utils.parameters_to_vector(policy.parameters()).detach()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_products_match_dense_derivatives(name):
+    policy, trajectories = example(name)
+    log_prob, theta = dense(policy, trajectories)
+    jacobian = jacrev(log_prob)(theta)
+    linear = parl.linearize(policy, trajectories)
+    assert linear.num_params == theta.numel()
+    w, v = torch.randn(trajectories.num_steps, dtype=F64), torch.randn(theta.numel(), dtype=F64)
+    torch.testing.assert_close(linear.log_prob, log_prob(theta))
+    torch.testing.assert_close(linear.jvp(v), jacobian @ v)
+    torch.testing.assert_close(linear.vjp(w), jacobian.T @ w)
+    second = hessian(lambda t: log_prob(t) @ w)(theta)
+    torch.testing.assert_close(linear.hvp(w, v), second @ v)
+    w2 = torch.randn_like(w)  # another weight after the first graph is cached
+    torch.testing.assert_close(linear.hvp(w2, v), hessian(lambda t: log_prob(t) @ w2)(theta) @ v)
+    both = linear.jvp_and_hvp(w, v)
+    torch.testing.assert_close(both[0], jacobian @ v)
+    torch.testing.assert_close(both[1], second @ v)
+    scores = torch.stack([rows.sum(0) for rows in jacobian.split(trajectories.lengths.tolist())])
+    torch.testing.assert_close(linear.scores(), scores)
+
+
+def test_fisher_is_exact_over_actions_for_a_categorical_policy():
+    policy, trajectories = example("categorical")
+    linear = parl.linearize(policy, trajectories)
+    w, v = torch.rand(trajectories.num_steps, dtype=F64), torch.randn(linear.num_params, dtype=F64)
+    expected = torch.zeros_like(v)
+    probs = policy.logits(trajectories.observations).softmax(-1).detach()
+    for action in range(4):
+        forced = parl.Trajectories(
+            trajectories.observations, torch.full((trajectories.num_steps,), action), trajectories.offsets
+        )
+        jacobian = jacrev(dense(policy, forced)[0])(dense(policy, forced)[1])
+        expected += jacobian.T @ (w * probs[:, action] * (jacobian @ v))
+    torch.testing.assert_close(linear.fisher_vp(w, v), expected)
+
+
+@pytest.mark.parametrize("name", ["state", "global", "fixed", "squashed"])
+def test_fisher_of_a_gaussian_is_minus_the_expected_hessian(name):
+    """Gauss–Hermite quadrature over actions; the Fisher matrix is −E[∇² log π], and squashing does not change it."""
+    import numpy as np
+
+    policy, trajectories = example(name, lengths=(2,))
+    linear = parl.linearize(policy, trajectories)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(6)
+    mean, log_std = (t.detach() for t in policy.mean_and_log_std(trajectories.observations))
+    w, v = torch.rand(2, dtype=F64), torch.randn(linear.num_params, dtype=F64)
+    expected = torch.zeros_like(v)
+    for x, wx in zip(nodes, weights, strict=True):
+        for y, wy in zip(nodes, weights, strict=True):
+            actions = mean + log_std.exp() * torch.tensor([x, y], dtype=F64)
+            actions = torch.tanh(actions) if policy.squash else actions
+            there = parl.linearize(policy, parl.Trajectories(trajectories.observations, actions, trajectories.offsets))
+            expected -= there.hvp(w, v) * float(wx * wy) / (2 * np.pi)
+    torch.testing.assert_close(linear.fisher_vp(w, v), expected, rtol=1e-7, atol=1e-9)
+
+
+def test_sampled_fisher_uses_the_actions_taken():
+    policy, trajectories = example("log_prob only")
+    linear = parl.linearize(policy, trajectories)
+    jacobian = jacrev(dense(policy, trajectories)[0])(dense(policy, trajectories)[1])
+    w, v = torch.rand(trajectories.num_steps, dtype=F64), torch.randn(linear.num_params, dtype=F64)
+    torch.testing.assert_close(linear.fisher_vp(w, v), jacobian.T @ (w * (jacobian @ v)))
+
+
+def test_frozen_parameters_are_left_out_and_shared_ones_count_once():
+    policy, trajectories = example("state")
+    policy.network[0].weight.requires_grad_(False)
+    frozen = policy.network[0].weight.numel()
+    total = sum(p.numel() for p in policy.parameters())
+    assert parl.linearize(policy, trajectories).num_params == total - frozen
+    policy.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
+        parl.linearize(policy, trajectories)
+
+
+def test_no_steps_give_zeros():
+    policy, trajectories = example("state", lengths=(0, 0))
+    linear = parl.linearize(policy, trajectories)
+    v = torch.ones(linear.num_params, dtype=F64)
+    assert linear.jvp(v).shape == (0,)
+    assert not linear.vjp(torch.zeros(0, dtype=F64)).any()
+    assert not linear.hvp(torch.zeros(0, dtype=F64), v).any()
+    assert not linear.fisher_vp(torch.zeros(0, dtype=F64), v).any()
+    assert linear.scores().shape == (2, linear.num_params)
+
+
+def test_later_changes_of_the_policy_do_not_reach_the_linearization():
+    policy, trajectories = example("state")
+    linear = parl.linearize(policy, trajectories)
+    before = linear.vjp(torch.ones(trajectories.num_steps, dtype=F64))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(2.0)
+    torch.testing.assert_close(linear.vjp(torch.ones(trajectories.num_steps, dtype=F64)), before)
+
+
+def test_errors_name_the_argument():
+    policy, trajectories = example("state")
+    linear = parl.linearize(policy, trajectories)
+    with pytest.raises(ValueError, match=r"v must have shape \(P,\)"):
+        linear.jvp(torch.zeros(3, dtype=F64))
+    with pytest.raises(ValueError, match=r"w must have shape \(T,\)"):
+        linear.vjp(torch.zeros(3, dtype=F64))
+    with pytest.raises(ValueError, match="float32"):
+        parl.linearize(policy.float(), trajectories)
+    policy.double().network[2].bias.data.fill_(float("nan"))
+    with pytest.raises(parl.NonFiniteError, match="log_prob"):
+        parl.linearize(policy, trajectories)

@@ -1,0 +1,92 @@
+"""Replay buffer: the ring, the gather, relabelling, and an identical continuation."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from parl_core.errors import NonFiniteError
+from parl_core.rl.replay import FIRST_ROWS, ReplayBuffer
+
+
+def filled(capacity: int, count: int) -> ReplayBuffer:
+    """Transition i: (i, −i), action 10 i, reward i, then (i+1, −i−1), terminal if 3 divides i."""
+    replay = ReplayBuffer(capacity, obs_dim=2, act_dim=1)
+    for i in range(count):
+        replay.add(np.array([i, -i]), np.array([10 * i]), float(i), np.array([i + 1, -i - 1]), i % 3 == 0)
+    return replay
+
+
+@pytest.mark.parametrize(("count", "kept"), [(3, {0, 1, 2}), (5, {0, 1, 2, 3, 4}), (13, {8, 9, 10, 11, 12})])
+def test_the_last_transitions_are_kept_and_sampled_whole(count, kept):
+    replay = filled(5, count)
+    batch = replay.sample(400, torch.Generator().manual_seed(0))
+    i = batch.rewards
+    assert set(i.tolist()) == kept
+    assert torch.equal(batch.observations, torch.stack((i, -i), 1))
+    assert torch.equal(batch.actions, 10 * i.unsqueeze(1))
+    assert torch.equal(batch.next_observations, torch.stack((i + 1, -i - 1), 1))
+    assert torch.equal(batch.terminated, (i % 3 == 0).float())
+    assert torch.equal(replay.observations[batch.indices], batch.observations)
+
+
+def test_growing_keeps_what_is_there():
+    count = 3 * FIRST_ROWS + 7
+    replay = filled(10**9, count)
+    assert len(replay) == count
+    assert torch.equal(replay.rewards, torch.arange(float(count)))
+
+
+@pytest.mark.parametrize("count", [4, 7, 19])
+def test_relabel_reaches_every_transition_also_after_the_ring_wraps(count):
+    replay = filled(7, count)
+    chunks = []
+
+    def reward(observations, actions):
+        chunks.append(len(actions))
+        return observations[:, 1] + 2 * actions[:, 0]
+
+    replay.relabel(reward, chunk=3)
+    assert max(chunks) <= 3
+    assert torch.equal(replay.rewards, 19 * replay.observations[:, 0])
+    replay.add(np.array([50, -50]), np.array([500]), 0.25, np.array([51, -51]), False)
+    assert 0.25 in replay.rewards.tolist()
+
+
+def test_a_non_finite_reward_leaves_the_buffer_as_it_was():
+    replay = filled(5, 5)
+
+    def reward(observations, actions):
+        return torch.where(observations[:, 0] == 4, torch.nan, -1.0)
+
+    with pytest.raises(NonFiniteError, match="1 of 5"):
+        replay.relabel(reward, chunk=2)
+    assert replay.rewards.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_bad_transition_is_refused():
+    replay = filled(5, 2)
+    with pytest.raises(NonFiniteError, match="reward nan"):
+        replay.add(np.zeros(2), np.zeros(1), float("nan"), np.zeros(2), False)
+    with pytest.raises(ValueError, match="must have 2, 1 and 2 entries"):
+        replay.add(np.zeros(3), np.zeros(1), 0.0, np.zeros(2), False)
+    assert len(replay) == 2
+    with pytest.raises(ValueError, match="empty"):
+        filled(5, 0).sample(1, torch.Generator())
+
+
+@pytest.mark.parametrize("count", [0, 4, 7, 19])
+def test_a_loaded_buffer_continues_bit_for_bit(count):
+    replay, other = filled(7, count), filled(7, 2)
+    state = copy.deepcopy(replay.state_dict())
+    assert len(state["transitions"]) == min(count, 7)
+    other.load_state_dict(state)
+    for buffer in (replay, other):
+        buffer.add(np.ones(2), np.ones(1), 0.5, np.ones(2), True)
+    first, second = (b.sample(64, torch.Generator().manual_seed(1)) for b in (replay, other))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    with pytest.raises(ValueError, match="at most 3 rows"):
+        ReplayBuffer(3, 2, 1).load_state_dict(filled(7, 5).state_dict())

@@ -1,0 +1,225 @@
+"""The command line: whole short runs, and every mistake as one sentence without a traceback."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from parl_core import cli
+from parl_core.errors import MissingExtraError
+from tests.training.point_mass import PointMass, tiny_config
+
+TINY = (
+    "--random-steps 40 --pretrain-steps 40 --updates-after-reset 3 --eval-interval 100 --eval-episodes 2 "
+    "--checkpoint-interval 50 --sac.hidden 8 8 --sac.batch-size 16 --reward.hidden 8 --reward.segment-length 5 "
+    "--reward.label-budget 18 --reward.labels-per-session 8 --reward.session-interval 60 --reward.max-epochs 4 "
+    "--implicit.refresh-interval 3"
+).split()
+
+
+@pytest.fixture
+def point_mass(monkeypatch):
+    monkeypatch.setattr("parl_core.training.train.make_env", PointMass)
+
+
+def fails(capsys, *arguments: str) -> str:
+    """Run a command that must fail with one sentence on stderr; returns it."""
+    status = cli.main(arguments)
+    output = capsys.readouterr()
+    assert status == 1
+    assert output.err.startswith("parl: ")
+    assert "Traceback" not in output.err + output.out
+    assert len(output.err.strip().splitlines()) == 1
+    return output.err
+
+
+@pytest.mark.parametrize("algorithm", ["oracle", "pebble", "a-parl"])
+def test_train_writes_a_whole_run_folder_and_resume_prolongs_it(point_mass, tmp_path, capsys, algorithm):
+    run = tmp_path / "run"
+    train = ["train", "--algorithm", algorithm, "--steps", "200", "--run-dir", str(run), *TINY]
+    assert cli.main(train) == 0
+    shown = capsys.readouterr().out
+    assert "random policy" in shown
+    assert "last evaluation" in shown
+    names = {path.name for path in run.iterdir()}
+    assert {"config.json", "metrics.csv", "checkpoint.safetensors", "curve.png", "summary.json"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["random_return"] > 0
+    assert cli.main(["train", "--resume", str(run), "--steps", "300"]) == 0
+    with open(run / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["100", "200", "300"]
+    assert (rows[-1]["labels"] != "0") == (algorithm != "oracle")
+    assert (rows[-1]["implicit_to_direct"] != "") == (algorithm == "a-parl")
+    assert json.loads((run / "config.json").read_text())["steps"] == 300
+
+
+def test_the_same_seed_gives_the_same_metrics(point_mass, tmp_path):
+    for name in ("one", "two"):
+        assert cli.main(["train", "--steps", "200", "--run-dir", str(tmp_path / name), *TINY]) == 0
+    assert (tmp_path / "one" / "metrics.csv").read_bytes() == (tmp_path / "two" / "metrics.csv").read_bytes()
+
+
+def test_plot_draws_several_runs(point_mass, tmp_path, capsys):
+    for seed in "01":
+        assert cli.main(["train", "--steps", "100", "--seed", seed, "--run-dir", str(tmp_path / seed), *TINY]) == 0
+    picture = tmp_path / "curves.png"
+    assert cli.main(["plot", str(tmp_path / "0"), str(tmp_path / "1"), "--output", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    assert "not a run folder" in fails(capsys, "plot", str(tmp_path))
+    assert "at least one run folder" in fails(capsys, "plot")
+    assert "Cannot write the picture" in fails(
+        capsys, "plot", str(tmp_path / "0"), "--output", str(tmp_path / "none" / "x.png")
+    )
+
+
+def test_doctor_prints_the_table(capsys):
+    assert cli.main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "discounted_returns" in shown
+    assert "cpp" in shown
+
+
+def test_unknown_names_offer_near_misses(capsys, tmp_path):
+    where = ["--run-dir", str(tmp_path / "run")]
+    assert "did you mean train" in fails(capsys, "trian")
+    assert "did you mean dm_control/walker-walk" in fails(capsys, "train", "--env", "dm_control/walker-wolk", *where)
+    assert "metaworld/door-open" in fails(capsys, "train", "--env", "metaworld/door-opn", *where)
+    assert "did you mean a-parl" in fails(capsys, "train", "--algorithm", "aparl", *where)
+    assert "did you mean cpu" in fails(capsys, "train", "--preset", "cpuu", *where)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_occupied_or_unwritable_folder_is_left_alone(point_mass, capsys, tmp_path):
+    (tmp_path / "thesis").write_text("precious")
+    assert "not empty" in fails(capsys, "train", "--run-dir", str(tmp_path))
+    assert (tmp_path / "thesis").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
+    assert "Cannot make the run folder" in fails(capsys, "train", "--run-dir", str(tmp_path / "thesis" / "run"))
+    assert "not a run folder" in fails(capsys, "train", "--resume", str(tmp_path / "nowhere"))
+
+
+def test_resume_refuses_what_it_cannot_honour(point_mass, capsys, tmp_path):
+    run = str(tmp_path / "run")
+    assert cli.main(["train", "--steps", "100", "--run-dir", run, *TINY]) == 0
+    capsys.readouterr()
+    assert "larger --steps" in fails(capsys, "train", "--resume", run)
+    assert "--algorithm" in fails(capsys, "train", "--resume", run, "--algorithm", "pebble")
+    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"garbage")
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    assert "cannot be read" in fails(capsys, "train", "--resume", run, "--steps", "200")
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+    (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    assert "no checkpoint yet" in fails(capsys, "train", "--resume", run, "--steps", "200")
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(point_mass, capsys, tmp_path, monkeypatch):
+    """The disk fills up after the second checkpoint: what was complete on disk is still complete."""
+    run, real, calls = tmp_path / "run", os.fsync, []
+
+    def fsync(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 4:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    assert "No space left on device" in fails(capsys, "train", "--steps", "300", "--run-dir", str(run), *TINY)
+    monkeypatch.undo()
+    monkeypatch.setattr("parl_core.training.train.make_env", PointMass)
+    assert not list(run.glob("*.partial"))
+    assert cli.main(["train", "--resume", str(run)]) == 0
+
+
+def test_non_finite_rewards_stop_the_run_with_a_sentence(capsys, tmp_path, monkeypatch):
+    class Broken(PointMass):
+        def _step(self, action):
+            step = super()._step(action)
+            return step._replace(reward=float("nan")) if self.taken == 7 else step
+
+    monkeypatch.setattr("parl_core.training.train.make_env", Broken)
+    assert "reward of step 7" in fails(capsys, "train", "--run-dir", str(tmp_path / "run"), *TINY)
+
+
+def test_a_missing_extra_gives_the_install_line(capsys, tmp_path, monkeypatch):
+    def missing(name, seed):
+        raise MissingExtraError("dm_control needs dm_control; install it with: pip install 'parl-core[dm-control]'")
+
+    monkeypatch.setattr("parl_core.training.train.make_env", missing)
+    assert "pip install 'parl-core[dm-control]'" in fails(capsys, "train", "--run-dir", str(tmp_path / "run"))
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert "pip install 'parl-core[train]'" in fails(capsys, "train")
+
+
+def test_ctrl_c_says_how_to_go_on_and_a_kill_loses_only_the_last_steps(tmp_path):
+    """Real processes: one is interrupted, one killed; both resume to the metrics of an undisturbed run."""
+    code = (
+        "import sys, parl_core.training.train as t\n"
+        "from tests.training.point_mass import PointMass\n"
+        "import time\n"
+        "class Slow(PointMass):\n"
+        "    def _step(self, action):\n"
+        "        time.sleep(0.002)\n"
+        "        return super()._step(action)\n"
+        "t.make_env = Slow\n"
+        "from parl_core import cli\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+
+    def start(*arguments: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    options = [
+        "--steps",
+        "300",
+        *TINY,
+        "--replay-capacity",
+        "250",
+        "--reward.pool-episodes",
+        "4",
+        "--threads",
+        "1",
+    ]
+    whole = start("train", "--run-dir", str(tmp_path / "whole"), *options)
+    assert whole.wait() == 0
+    for name, blow in (("ctrl-c", signal.SIGINT), ("killed", signal.SIGKILL)):
+        run = tmp_path / name
+        process = start("train", "--run-dir", str(run), *options)
+        deadline = time.monotonic() + 60
+        while not (run / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(blow)
+        _, errors = process.communicate()
+        if blow is signal.SIGINT:
+            assert process.returncode == 130
+            assert f"parl train --resume {run}" in errors
+            assert "Traceback" not in errors
+        resumed = start("train", "--resume", str(run))
+        assert resumed.wait() == 0
+        assert (run / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+def test_usage(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "train" in capsys.readouterr().out
+    assert cli.main([]) == 1
+
+
+def test_the_tiny_options_are_the_tiny_config():
+    """What the command line overrides is what the trainer's tests use."""
+    assert tiny_config().reward.label_budget == int(TINY[TINY.index("--reward.label-budget") + 1])

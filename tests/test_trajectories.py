@@ -1,0 +1,115 @@
+"""Trajectories and PreferencePairs: what they compute, and what they refuse in one sentence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parl_core import NonFiniteError, PreferencePairs, Trajectories
+
+
+def example(lengths=(2, 0, 3), **options) -> Trajectories:
+    total = sum(lengths)
+    offsets = torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()])
+    return Trajectories(torch.randn(total, 4), torch.randn(total, 2), offsets, **options)
+
+
+def test_ragged_bookkeeping_by_hand():
+    trajectories = example(weights=torch.tensor([0.5, 0.25, 0.25]))
+    assert (trajectories.num_steps, trajectories.num_trajectories) == (5, 3)
+    assert trajectories.lengths.tolist() == [2, 0, 3]
+    assert trajectories.trajectory_index.tolist() == [0, 0, 2, 2, 2]
+    assert trajectories.time.tolist() == [0, 1, 0, 1, 2]
+    assert trajectories.step_weights.tolist() == [0.5, 0.5, 0.25, 0.25, 0.25]
+    assert trajectories.sum_steps(torch.tensor([1.0, 2, 3, 4, 5])).tolist() == [3, 0, 12]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 5), max_size=8))
+def test_any_lengths(lengths):
+    trajectories = example(tuple(lengths))
+    values = torch.randn(trajectories.num_steps)
+    pieces = values.split(lengths) if lengths else ()
+    expected = torch.stack([piece.sum() for piece in pieces]) if lengths else torch.zeros(0)
+    torch.testing.assert_close(trajectories.sum_steps(values), expected)
+    assert trajectories.time.tolist() == [t for n in lengths for t in range(n)]
+    if lengths:
+        assert float(trajectories.weights.sum()) == pytest.approx(1.0)
+
+
+def test_default_weights_mark_a_sample():
+    assert example().is_sample
+    assert example().weights.tolist() == pytest.approx([1 / 3] * 3)
+    assert not example(weights=torch.ones(3)).is_sample
+    moved = example().to(torch.float64)
+    assert moved.is_sample
+    assert moved.observations.dtype == moved.weights.dtype == torch.float64
+
+
+def test_to_keeps_integers():
+    trajectories = Trajectories(torch.randn(2, 3), torch.tensor([0, 1]), torch.tensor([0, 2]))
+    moved = trajectories.to(torch.float64)
+    assert moved.actions.dtype == moved.offsets.dtype == torch.int64
+
+
+def test_sum_steps_is_differentiable():
+    values = torch.randn(5, requires_grad=True)
+    (example().sum_steps(values) * torch.tensor([2.0, 7.0, 3.0])).sum().backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == [2, 2, 3, 3, 3]
+
+
+OBS, ACT, OFF = torch.zeros(3, 4), torch.zeros(3, 2), torch.tensor([0, 1, 3])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        (([1.0], ACT, OFF), {}, TypeError, "observations must be a torch.Tensor, got list"),
+        ((OBS[0], ACT, OFF), {}, ValueError, "observations must be a floating-point tensor of shape"),
+        ((OBS.long(), ACT, OFF), {}, ValueError, "observations .* got int64"),
+        ((OBS, ACT[:2], OFF), {}, ValueError, "actions must have shape .* T = 3"),
+        ((OBS, ACT, OFF.int()), {}, ValueError, "offsets must be an int64 tensor .* got int32"),
+        ((OBS, ACT, torch.tensor([0, 2])), {}, ValueError, "offsets must run from 0 to T = 3, got 0 to 2"),
+        ((OBS, ACT, torch.tensor([1, 3])), {}, ValueError, "offsets must run from 0 to T = 3, got 1 to 3"),
+        ((OBS, ACT, torch.tensor([0, 2, 1, 3])), {}, ValueError, "must not decrease, got 2 then 1 at position 1"),
+        ((OBS, ACT, torch.zeros(0, dtype=torch.int64)), {}, ValueError, "offsets"),
+        ((OBS, ACT, OFF), dict(weights=torch.ones(3)), ValueError, r"weights .* \(2,\)"),
+        (
+            (OBS, ACT, OFF),
+            dict(weights=torch.tensor([1, float("nan")])),
+            NonFiniteError,
+            "weights must be finite, got nan",
+        ),
+        (
+            (OBS.clone().fill_(float("inf")), ACT, OFF),
+            {},
+            NonFiniteError,
+            r"observations must be finite, got inf at index \(0, 0\)",
+        ),
+        ((OBS, ACT.clone().fill_(float("nan")), OFF), {}, NonFiniteError, "actions"),
+        ((OBS, ACT.to("meta"), OFF), {}, ValueError, "actions is on meta, but observations is on cpu"),
+    ],
+)
+def test_bad_trajectories_are_named(arguments, options, error, words):
+    with pytest.raises(error, match=words):
+        Trajectories(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (dict(first=3), TypeError, "first must be Trajectories, got int"),
+        (dict(second=example((1, 1))), ValueError, "second must hold 3 segments as first does, got 2"),
+        (dict(labels=torch.zeros(2)), ValueError, r"labels must have shape \(M,\) = \(3,\)"),
+        (dict(labels=torch.tensor([0.0, 1.5, 0])), ValueError, r"labels must lie in \[0, 1\]"),
+        (dict(labels=torch.tensor([0.0, float("nan"), 0])), NonFiniteError, "labels"),
+        (dict(weights=torch.zeros(2)), ValueError, "weights"),
+    ],
+)
+def test_bad_pairs_are_named(change, error, words):
+    arguments = dict(first=example(), second=example(), labels=torch.zeros(3))
+    with pytest.raises(error, match=words):
+        PreferencePairs(**{**arguments, **change})

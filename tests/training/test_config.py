@@ -1,0 +1,73 @@
+"""Configurations: presets as published, JSON round trip, one sentence for each mistake."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from parl_core.errors import ConfigError, UnknownNameError
+from parl_core.training.config import RewardConfig, TrainConfig, from_dict, to_dict
+from parl_core.training.presets import preset
+
+TASKS = ("dm_control/walker-walk", "metaworld/door-open", "metaworld/button-press")
+
+
+@pytest.mark.parametrize("env", [*TASKS, "dm_control/cheetah-run"])
+@pytest.mark.parametrize("algorithm", ["oracle", "pebble", "a-parl"])
+@pytest.mark.parametrize("name", ["cpu", "paper"])
+def test_every_preset_is_valid_and_round_trips(env, algorithm, name):
+    config = preset(env, algorithm, name)
+    config.validate()
+    assert (config.env, config.algorithm, config.preset) == (env, algorithm, name)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_paper_presets_hold_the_published_numbers():
+    walker, door, button = (preset(env, "pebble", "paper") for env in TASKS)
+    assert (walker.steps, walker.sac.hidden, walker.sac.batch_size) == (500_000, (1024, 1024), 1024)
+    assert (walker.sac.actor_learning_rate, walker.sac.critic_learning_rate) == (5e-4, 5e-4)
+    assert (walker.reward.session_interval, walker.reward.max_epochs) == (20_000, 50)
+    assert (walker.reward.label_budget, walker.reward.labels_per_session) == (1000, 100)
+    assert (door.steps, door.sac.hidden, door.sac.batch_size) == (1_000_000, (256, 256, 256), 512)
+    assert (door.reward.session_interval, door.reward.max_epochs) == (5000, 10)
+    assert (door.reward.label_budget, door.reward.labels_per_session) == (4000, 50)
+    assert (button.reward.label_budget, button.reward.labels_per_session) == (20_000, 100)
+    for config in (walker, door, button):
+        assert config.first_session == 10_000
+        assert config.entropy_references is None
+    oracle = preset("dm_control/walker-walk", "oracle", "paper")
+    assert (oracle.steps, oracle.random_steps, oracle.pretrain_steps) == (1_000_000, 5000, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (dict(algorithm="pebbles"), UnknownNameError, "did you mean pebble"),
+        (dict(steps=0), ConfigError, "steps must be at least 1, got 0"),
+        (dict(reward=RewardConfig(sampler="random")), UnknownNameError, "sampler"),
+        (dict(reward=RewardConfig(label_budget=0)), ConfigError, "reward.label_budget"),
+        (dict(seed=-1), ConfigError, "seed"),
+    ],
+)
+def test_mistakes_are_named(change, error, words):
+    with pytest.raises(error, match=words):
+        replace(TrainConfig(), **change).validate()
+
+
+def test_an_unknown_preset_is_named():
+    with pytest.raises(UnknownNameError, match="did you mean paper"):
+        preset("dm_control/walker-walk", "pebble", "papr")
+
+
+def test_a_config_of_another_version_is_refused():
+    data = to_dict(TrainConfig())
+    with pytest.raises(ConfigError, match="no field colour"):
+        from_dict({**data, "colour": 1})
+    with pytest.raises(ConfigError, match=r"config.sac has no field x"):
+        from_dict({**data, "sac": {"x": 1}})
+    with pytest.raises(ConfigError, match=r"config.steps must be"):
+        from_dict({**data, "steps": "many"})
+    with pytest.raises(ConfigError, match=r"config.reward must be a table"):
+        from_dict({**data, "reward": 3})

@@ -1,0 +1,71 @@
+"""The run folder: nothing is overwritten, nothing is half written, everything can be read back."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+
+from parl_core.errors import ConfigError, RunFolderError
+from parl_core.training.run_folder import COLUMNS, RunFolder, free_run_path, mean_by_step, read_metrics
+from tests.training.point_mass import tiny_config
+
+
+def test_rows_are_written_as_they_come_and_come_back(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", tiny_config())
+    folder.add_row({"step": 10, "true_return": 1.5, "labels": 0, "reward_accuracy": None})
+    folder.add_row({"step": 20, "true_return": float("nan"), "labels": 8})
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        rows = list(csv.reader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert rows[1][:2] == ["10", "1.5"]
+    assert rows[1][COLUMNS.index("reward_accuracy")] == ""
+    read = read_metrics(tmp_path / "run")
+    assert read[0] == {"step": 10, "true_return": 1.5, "labels": 0}
+    with pytest.raises(ConfigError, match="no column colour"):
+        folder.add_row({"colour": 1})
+
+
+def test_reopening_gives_the_config_and_the_rows_of_the_checkpoint(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", tiny_config())
+    folder.add_row({"step": 10})
+    folder.save({"weights": torch.ones(2)})
+    folder.add_row({"step": 20})
+    again, config = RunFolder.open(tmp_path / "run")
+    assert config == tiny_config()
+    assert torch.equal(again.load()["weights"], torch.ones(2))
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [10]
+
+
+def test_an_occupied_folder_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "precious").write_text("thesis")
+    with pytest.raises(RunFolderError, match=r"not empty.*--resume"):
+        RunFolder.create(tmp_path, tiny_config())
+    assert [p.name for p in tmp_path.iterdir()] == ["precious"]
+    with pytest.raises(RunFolderError, match="Cannot make the run folder"):
+        RunFolder.create(tmp_path / "precious" / "run", tiny_config())
+    with pytest.raises(RunFolderError, match="not a run folder"):
+        RunFolder.open(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RunFolderError, match=r"config.json cannot be read"):
+        RunFolder.open(tmp_path)
+
+
+def test_free_run_path_counts_on(tmp_path):
+    config = tiny_config(env="dm_control/walker-walk", seed=3)
+    first = free_run_path(tmp_path, config)
+    assert first.name == "dm_control-walker-walk_a-parl_seed3"
+    first.mkdir()
+    assert free_run_path(tmp_path, config) == first  # empty: free
+    (first / "config.json").write_text("{}")
+    assert free_run_path(tmp_path, config).name == first.name + "_2"
+
+
+def test_mean_by_step_uses_the_steps_that_all_runs_have():
+    runs = [
+        [{"step": 1.0, "true_return": 2.0}, {"step": 2.0, "true_return": 4.0}],
+        [{"step": 1.0, "true_return": 4.0}, {"step": 3.0, "true_return": 0.0}],
+    ]
+    assert mean_by_step(runs, "true_return") == ([1.0], [3.0], [1.0])
+    assert mean_by_step([], "true_return") == ([], [], [])

@@ -1,0 +1,99 @@
+"""The bilevel loop on a tiny problem: its schedule, its determinism, and an exact continuation from a checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from parl_core.training.checkpoint import load_checkpoint, save_checkpoint
+from parl_core.training.config import ImplicitConfig
+from parl_core.training.trainer import EpisodeEnded, Evaluated, SessionEnded, Ticked, Trainer, seeds
+from tests.training.point_mass import PointMass, tiny_config
+
+
+def make(algorithm: str = "a-parl", **changes) -> Trainer:
+    config = tiny_config(algorithm, **changes)
+    seed = seeds(config.seed)
+    return Trainer(config, PointMass("point-mass", seed["env"]), PointMass("point-mass", seed["eval_env"]))
+
+
+def rows(events):
+    return [event.row for event in events if isinstance(event, Evaluated)]
+
+
+def test_the_schedule_of_sessions_evaluations_and_episodes():
+    events = list(make().run())
+    sessions = [event for event in events if isinstance(event, SessionEnded)]
+    # The first at random_steps + pretrain_steps, then every 60 steps while labels last: 8 + 8 + 2.
+    assert [(s.step, s.labels) for s in sessions] == [(80, 8), (140, 16), (200, 18)]
+    assert all(s.implicit is not None and s.implicit.implicit_to_direct > 0 for s in sessions)
+    assert [row["step"] for row in rows(events)] == [100, 200, 300]
+    assert [row["labels"] for row in rows(events)] == [8, 18, 18]
+    assert [e.step for e in events if isinstance(e, EpisodeEnded)] == list(range(25, 301, 25))
+    assert [e.step for e in events if isinstance(e, Ticked)] == list(range(20, 301, 20))
+
+
+def test_the_oracle_sees_the_true_reward_and_the_others_do_not():
+    oracle = make("oracle")
+    assert not [e for e in oracle.run() if isinstance(e, SessionEnded)]
+    batch = oracle.replay.sample(200, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(batch.rewards, 1 - batch.observations[:, 0].abs().clamp_max(1), atol=1e-6, rtol=0)
+    learner = make("pebble")
+    list(learner.run())
+    batch = learner.replay.sample(200, torch.Generator().manual_seed(0))
+    expected = learner.reward(batch.observations, batch.actions).detach()
+    torch.testing.assert_close(batch.rewards, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_pebble_has_no_implicit_term_and_a_zero_share_is_pebble():
+    pebble = list(make("pebble").run())
+    assert all(e.implicit is None for e in pebble if isinstance(e, SessionEnded))
+    null = list(make("a-parl", implicit=ImplicitConfig(share=0.0, on_policy_share=0.0)).run())
+    full = list(make("a-parl", implicit=ImplicitConfig(on_policy_share=0.0)).run())
+    returns = [[row["true_return"] for row in rows(events)] for events in (pebble, null, full)]
+    assert returns[0] == returns[1]
+    assert returns[0] != returns[2]
+
+
+@pytest.mark.parametrize("algorithm", ["oracle", "pebble", "a-parl"])
+def test_the_same_seed_gives_the_same_rows_and_another_does_not(algorithm):
+    first, again = rows(make(algorithm).run()), rows(make(algorithm).run())
+    assert first == again
+    assert rows(make(algorithm, seed=1).run()) != first
+
+
+@pytest.mark.parametrize("stop", [50, 125, 200])
+def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, stop):
+    whole = make()
+    expected = rows(whole.run())
+    interrupted, seen = make(), []
+    for event in interrupted.run():
+        seen.append(event)
+        if isinstance(event, EpisodeEnded) and event.step == stop:
+            save_checkpoint(tmp_path / "checkpoint", interrupted.state_dict())
+        if isinstance(event, Ticked) and event.step > stop + 20:
+            break  # some steps after the checkpoint are lost, as by a kill
+    resumed = make()
+    resumed.load_state_dict(load_checkpoint(tmp_path / "checkpoint"))
+    assert resumed.step == stop
+    kept = [row for row in rows(seen) if row["step"] <= stop]
+    assert kept + rows(resumed.run()) == expected
+    for one, other in zip(whole.agent.actor.parameters(), resumed.agent.actor.parameters(), strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(whole.reward.parameters(), resumed.reward.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_run_that_ends_within_an_episode_can_be_prolonged():
+    trainer = make(steps=90)
+    list(trainer.run())
+    longer = make(steps=200)
+    longer.load_state_dict(trainer.state_dict())
+    assert [row["step"] for row in rows(longer.run())] == [100, 200]
+
+
+def test_seeds_are_distinct_and_valid():
+    values = list(seeds(0).values())
+    assert len(set(values)) == len(values)
+    assert all(0 <= value < 2**32 for value in values)
+    assert seeds(0) != seeds(1)
