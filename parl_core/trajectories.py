@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -193,14 +194,22 @@ def check_offsets(offsets: Tensor, num_steps: int) -> None:
     """Refuse offsets that do not cut `num_steps` steps into trajectories."""
     if offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.shape[0] == 0:
         raise ValueError(f"offsets must be an int64 tensor of shape (N+1,), got {_describe(offsets)}")
-    first, last = int(offsets[0]), int(offsets[-1])
-    if first != 0 or last != num_steps:
-        raise ValueError(f"offsets must run from 0 to T = {num_steps}, got {first} to {last}")
-    drops = (offsets.diff() < 0).nonzero()
-    if drops.numel():
-        at = int(drops[0])
+    check_offset_values(offsets, num_steps)
+
+
+def check_offset_values(offsets: Tensor, num_steps: int) -> None:
+    """The part of `check_offsets` that reads the numbers; in NumPy, since short scans call it every time."""
+    positions = offsets.cpu().numpy()
+    if positions.item(0) != 0:
+        raise ValueError(f"offsets must start at 0, got {positions[0]}")
+    if positions.item(-1) != num_steps:
+        raise ValueError(f"offsets must end at the number of steps, {num_steps}, got {positions[-1]}")
+    drops = positions[1:] < positions[:-1]
+    if np.count_nonzero(drops):
+        at = int(drops.argmax())
         raise ValueError(
-            f"offsets must not decrease, got {int(offsets[at])} then {int(offsets[at + 1])} at position {at}"
+            f"offsets must not decrease, got offsets[{at + 1}] = {positions[at + 1]} after "
+            f"offsets[{at}] = {positions[at]}"
         )
 
 

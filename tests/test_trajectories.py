@@ -72,9 +72,14 @@ OBS, ACT, OFF = torch.zeros(3, 4), torch.zeros(3, 2), torch.tensor([0, 1, 3])
         ((OBS.long(), ACT, OFF), {}, ValueError, "observations .* got int64"),
         ((OBS, ACT[:2], OFF), {}, ValueError, "actions must have shape .* T = 3"),
         ((OBS, ACT, OFF.int()), {}, ValueError, "offsets must be an int64 tensor .* got int32"),
-        ((OBS, ACT, torch.tensor([0, 2])), {}, ValueError, "offsets must run from 0 to T = 3, got 0 to 2"),
-        ((OBS, ACT, torch.tensor([1, 3])), {}, ValueError, "offsets must run from 0 to T = 3, got 1 to 3"),
-        ((OBS, ACT, torch.tensor([0, 2, 1, 3])), {}, ValueError, "must not decrease, got 2 then 1 at position 1"),
+        ((OBS, ACT, torch.tensor([0, 2])), {}, ValueError, "offsets must end at the number of steps, 3, got 2"),
+        ((OBS, ACT, torch.tensor([1, 3])), {}, ValueError, "offsets must start at 0, got 1"),
+        (
+            (OBS, ACT, torch.tensor([0, 2, 1, 3])),
+            {},
+            ValueError,
+            r"must not decrease, got offsets\[2\] = 1 after offsets\[1\] = 2",
+        ),
         ((OBS, ACT, torch.zeros(0, dtype=torch.int64)), {}, ValueError, "offsets"),
         ((OBS, ACT, OFF), dict(weights=torch.ones(3)), ValueError, r"weights .* \(2,\)"),
         (

@@ -15,11 +15,12 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from ..trajectories import check_offset_values
 from .registry import Kernel, Op
 
 
@@ -132,7 +133,9 @@ def _scan(
 def _differentiable(values: Tensor, offsets: Tensor | None, discount: float, reverse: bool, backend: str) -> Tensor:
     if (
         (values.requires_grad and torch.is_grad_enabled())
-        or torch._C._are_functorch_transforms_active()
+        or is_functorch_wrapped_tensor(values)
+        # Saved for a pullback, offsets come back wrapped even after their transformation has ended.
+        or (offsets is not None and is_functorch_wrapped_tensor(offsets))
         or unpack_dual(values).tangent is not None
     ):
         return _Scan.apply(values, offsets, discount, reverse, backend)
@@ -147,7 +150,7 @@ def _run(values: Tensor, offsets: Tensor | None, discount: float, reverse: bool,
         offsets = torch.tensor([0, len(values)], device=values.device)
     else:
         offsets = offsets.contiguous()
-        _check_offset_values(offsets, len(values))
+        check_offset_values(offsets, len(values))
     return _OP.kernel(backend)(values, offsets, discount, reverse)
 
 
@@ -254,18 +257,3 @@ def _check_tensors(name: str, values: Tensor, offsets: Tensor | None) -> None:
         raise ValueError(f"offsets must be of shape (N+1,), got {tuple(offsets.shape)}")
     if offsets.device != values.device:
         raise ValueError(f"offsets must be on the device of {name}, {values.device}, got {offsets.device}")
-
-
-def _check_offset_values(offsets: Tensor, num_steps: int) -> None:
-    positions = offsets.cpu().numpy()
-    if positions.item(0) != 0:
-        raise ValueError(f"offsets must start at 0, got {positions[0]}")
-    if positions.item(-1) != num_steps:
-        raise ValueError(f"offsets must end at the number of steps, {num_steps}, got {positions[-1]}")
-    drops = positions[1:] < positions[:-1]
-    if np.count_nonzero(drops):
-        at = int(drops.argmax())
-        raise ValueError(
-            f"offsets must not decrease, got offsets[{at + 1}] = {positions[at + 1]} after "
-            f"offsets[{at}] = {positions[at]}"
-        )

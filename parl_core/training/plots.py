@@ -11,6 +11,7 @@ from ..errors import RunFolderError, import_extra
 from .config import ALGORITHMS, TrainConfig
 from .run_folder import RunFolder, mean_by_step, read_metrics
 
+RATIO = "‖implicit‖ / ‖direct‖ before shortening"
 COLOURS = dict(zip(ALGORITHMS, ("#555555", "#1f77b4", "#d62728"), strict=True))
 
 
@@ -24,7 +25,7 @@ def draw_run(path: Path, random_return: float | None = None) -> Path:
     if config.learns_reward:
         panels.append(("Reward model accuracy on its labels", [("reward_accuracy", "mean over members")]))
     if config.algorithm == "a-parl":
-        panels.append(("‖implicit‖ / ‖direct‖", [("implicit_to_direct", "mean of a session")]))
+        panels.append((RATIO, [("implicit_to_direct", "mean of a session")]))
         panels.append(("CG iterations", [("solver_iterations", "mean of a session")]))
     pyplot = _pyplot()
     across = 1 if len(panels) == 1 else 2
@@ -36,6 +37,7 @@ def draw_run(path: Path, random_return: float | None = None) -> Path:
             axis.plot([s for s, _ in shown], [v for _, v in shown], marker="o", markersize=3, label=label)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("environment steps")
+        axis.set_yscale("log" if title == RATIO else "linear")
         axis.grid(alpha=0.3)
     first = axes.flat[0]
     if rows and "true_return_std" in rows[0]:

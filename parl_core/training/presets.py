@@ -60,7 +60,7 @@ def _paper_metaworld() -> TrainConfig:
 
 def _cpu_dm_control() -> TrainConfig:
     return TrainConfig(
-        steps=100_000,
+        steps=300_000,
         threads=1,
         random_steps=1000,
         pretrain_steps=3000,
@@ -79,7 +79,7 @@ def _cpu_dm_control() -> TrainConfig:
 
 def _cpu_metaworld() -> TrainConfig:
     return TrainConfig(
-        steps=200_000,
+        steps=300_000,
         threads=1,
         random_steps=1000,
         pretrain_steps=4000,

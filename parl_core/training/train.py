@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,6 +134,17 @@ def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Conso
     return folder
 
 
+def _leave_writer_threads_errors_to_us() -> None:
+    """TensorBoard's writer thread prints a traceback when the disk is full, and the next call raises the same error."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not (type(arguments.thread).__name__ == "_AsyncWriterThread" and isinstance(arguments.exc_value, OSError)):
+            before(arguments)
+
+    threading.excepthook = hook
+
+
 class _TensorBoard:
     """Scalars for TensorBoard, by environment step."""
 
@@ -140,6 +152,7 @@ class _TensorBoard:
         import_extra("tensorboard", "train", needed_for="TensorBoard events")
         from torch.utils.tensorboard import SummaryWriter
 
+        _leave_writer_threads_errors_to_us()
         try:
             self._writer: Any = SummaryWriter(str(path))
         except OSError as error:
@@ -156,6 +169,12 @@ class _TensorBoard:
 
     def log(self, event: Event) -> None:
         """Write what the event carries."""
+        try:
+            self._log(event)
+        except OSError as error:
+            raise RunFolderError(f"Cannot write TensorBoard events: {error.strerror or error}") from error
+
+    def _log(self, event: Event) -> None:
         if isinstance(event, EpisodeEnded):
             self._writer.add_scalar("train/true_return", event.true_return, event.step)
         elif isinstance(event, SessionEnded):

@@ -37,8 +37,8 @@ def test_initial_weights_have_the_scale_of_nn_linear():
     torch.manual_seed(0)
     weight = RewardEnsemble(100, 20, (50,), members=3).layers[0].weight
     bound = 120**-0.5
-    assert float(weight.abs().max()) <= bound
-    assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert float(weight.detach().abs().max()) <= bound
+    assert float(weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.05)
     assert not torch.equal(weight[0], weight[1])
 
 

@@ -32,8 +32,11 @@ def make_queries(num: int, seed: int = 0) -> Queries:
 
 
 def make_dataset(num: int = 40, capacity: int = 100) -> PreferenceDataset:
+    """Pair 3 is one segment twice: a tie by the labels, and by the logits to the last bit."""
     dataset = PreferenceDataset(capacity, LENGTH, obs_dim=3, act_dim=2)
     queries = make_queries(num)
+    for first, second in zip(queries.first, queries.second, strict=True):
+        second[3] = first[3]
     dataset.append(queries, OracleTeacher().label(queries.first.true_rewards, queries.second.true_rewards))
     return dataset
 
@@ -83,7 +86,7 @@ def test_bad_pairs_are_refused():
 def test_one_epoch_against_a_plain_rewrite():
     """Every member by itself, with its own order, its own Adam and a loop over pairs."""
     dataset, learner = make_dataset(10), make_learner(batch_size=4)
-    dataset.labels[3] = 0.5
+    assert dataset.labels[3] == 0.5
     reference = copy.deepcopy(learner.ensemble)
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(10, generator=generator) for _ in range(3)]
