@@ -23,7 +23,7 @@ class Display:
         self._shown: dict[str, Any] = {"return": "–", "labels": "–", "accuracy": "–", "implicit": "–", "solver": "–"}
         columns = [
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("return [bold]{task.fields[return]}[/]"),
@@ -73,16 +73,16 @@ class Display:
 
 def describe(row: Row) -> str:
     """One evaluation as a line."""
-    parts = [f"step {row['step']:>8}", f"return {row['true_return']:8.1f}"]
+    parts = [f"step {row['step']:>7}", f"return {row['true_return']:7.1f}"]
     if row["success_rate"] is not None:
         parts.append(f"success {_share(row['success_rate'])}")
     if row["labels"]:
         parts.append(f"labels {row['labels']}")
     if row["reward_accuracy"] is not None:
-        parts.append(f"reward accuracy {_share(row['reward_accuracy'])}")
+        parts.append(f"accuracy {_share(row['reward_accuracy'])}")
     if row["implicit_to_direct"] is not None:
         parts.append(f"implicit/direct {row['implicit_to_direct']:.2g}")
-        parts.append(f"CG {row['solver_iterations']:.0f} iterations to residual {row['solver_residual']:.1g}")
+        parts.append(f"CG {row['solver_iterations']:.0f} it to {row['solver_residual']:.0e}")
     return "  ".join(parts)
 
 

@@ -65,6 +65,7 @@ def _cpu_dm_control() -> TrainConfig:
         random_steps=1000,
         pretrain_steps=3000,
         entropy_references=2000,
+        eval_interval=5000,
         eval_episodes=5,
         sac=_sac((128, 128), 128, 1e-3),
         reward=RewardConfig(
@@ -84,6 +85,7 @@ def _cpu_metaworld() -> TrainConfig:
         random_steps=1000,
         pretrain_steps=4000,
         entropy_references=2000,
+        eval_interval=5000,
         eval_episodes=5,
         sac=_sac((128, 128), 128, 1e-3),
         reward=RewardConfig(
