@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from . import __version__
 from .errors import ConfigError, ParlError, import_extra, unknown_name
 
 USAGE = """usage: parl <command> [options]
@@ -27,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else USER_ERROR
+    if arguments == ["--version"]:
+        print(f"parl-core {__version__}")
+        return 0
     try:
         return _command(arguments[0])(arguments[1:])
     except ParlError as error:
@@ -104,7 +108,7 @@ def _train(arguments: list[str]) -> int:
 
 def _only_steps_with_resume(given: dict[str, object], others: list[str]) -> None:
     extra = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
-    extra = [name for name in extra if name not in ("--resume", "--steps")] + [o for o in others if o.startswith("-")]
+    extra = [name for name in extra if name not in ("--resume", "--steps")] + others
     if extra:
         raise ConfigError(f"--resume takes the run's own settings; only --steps may come along, got {', '.join(extra)}")
 
@@ -131,6 +135,9 @@ def _plot(arguments: list[str]) -> int:
 
 
 def _doctor(arguments: list[str]) -> int:
+    if arguments and arguments[0] in ("-h", "--help"):
+        print("usage: parl doctor\n\nWhat is installed here, and which backend each op can use.")
+        return 0
     if arguments:
         raise ConfigError(f"parl doctor takes no options, got {' '.join(arguments)}")
     from .doctor import report

@@ -78,9 +78,7 @@ def test_plot_draws_several_runs(point_mass, tmp_path, capsys):
     capsys.readouterr()
     assert "not a run folder" in fails(capsys, "plot", str(tmp_path))
     assert "at least one run folder" in fails(capsys, "plot")
-    assert "Cannot write the picture" in fails(
-        capsys, "plot", str(tmp_path / "0"), "--output", str(tmp_path / "none" / "x.png")
-    )
+    assert "Cannot write" in fails(capsys, "plot", str(tmp_path / "0"), "--output", str(tmp_path / "none" / "x.png"))
 
 
 def test_doctor_prints_the_table(capsys):
@@ -102,10 +100,10 @@ def test_unknown_names_offer_near_misses(capsys, tmp_path):
 
 def test_an_occupied_or_unwritable_folder_is_left_alone(point_mass, capsys, tmp_path):
     (tmp_path / "thesis").write_text("precious")
-    assert "not empty" in fails(capsys, "train", "--run-dir", str(tmp_path))
+    assert "not empty" in fails(capsys, "train", "--run-dir", str(tmp_path), *TINY)
     assert (tmp_path / "thesis").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
-    assert "Cannot make the run folder" in fails(capsys, "train", "--run-dir", str(tmp_path / "thesis" / "run"))
+    assert "Cannot make the run folder" in fails(capsys, "train", "--run-dir", str(tmp_path / "thesis" / "run"), *TINY)
     assert "not a run folder" in fails(capsys, "train", "--resume", str(tmp_path / "nowhere"))
 
 
@@ -119,8 +117,52 @@ def test_resume_refuses_what_it_cannot_honour(point_mass, capsys, tmp_path):
     before = (tmp_path / "run" / "metrics.csv").read_bytes()
     assert "cannot be read" in fails(capsys, "train", "--resume", run, "--steps", "200")
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
-    (tmp_path / "run" / "checkpoint.safetensors").unlink()
-    assert "no checkpoint yet" in fails(capsys, "train", "--resume", run, "--steps", "200")
+
+
+def test_resume_without_a_checkpoint_begins_anew(point_mass, capsys, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert cli.main(["train", "--steps", "100", "--run-dir", str(whole), *TINY]) == 0
+    stopped.mkdir()
+    (stopped / "config.json").write_bytes((whole / "config.json").read_bytes())
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", str(stopped)]) == 0
+    assert "begins anew" in capsys.readouterr().out
+    assert (stopped / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def test_resume_under_other_settings_is_refused_and_changes_nothing(point_mass, capsys, tmp_path):
+    run = tmp_path / "run"
+    assert cli.main(["train", "--steps", "100", "--run-dir", str(run), *TINY]) == 0
+    capsys.readouterr()
+    with open(run / "metrics.csv", "a") as file:
+        file.write("120,1.0\n")
+    config = json.loads((run / "config.json").read_text())
+    for change in (dict(seed=7), dict(env="metaworld/door-open"), dict(sac={**config["sac"], "hidden": [9, 8]})):
+        (run / "config.json").write_text(json.dumps({**config, **change}))
+        before = {path.name: path.read_bytes() for path in run.iterdir()}
+        message = fails(capsys, "train", "--resume", str(run), "--steps", "200")
+        assert "cannot go on with other settings" in message
+        assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    (run / "config.json").write_text(json.dumps({**config, "sac": {**config["sac"], "hidden": ["a"]}}))
+    assert r"config.sac.hidden[0] must be" in fails(capsys, "train", "--resume", str(run), "--steps", "200")
+
+
+def test_a_folder_with_brackets_is_a_folder(point_mass, tmp_path):
+    assert cli.main(["train", "--steps", "100", "--run-dir", str(tmp_path / "[" / "x]"), *TINY]) == 0
+
+
+def test_a_failed_picture_leaves_the_old_one(point_mass, capsys, tmp_path, monkeypatch):
+    run, picture = tmp_path / "run", tmp_path / "curves.png"
+    assert cli.main(["train", "--steps", "100", "--run-dir", str(run), *TINY]) == 0
+    picture.write_bytes(b"old")
+    capsys.readouterr()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert "No space left" in fails(capsys, "plot", str(run), "--output", str(picture))
+    assert picture.read_bytes() == b"old"
 
 
 def test_a_full_disk_is_one_sentence_and_loses_nothing(point_mass, capsys, tmp_path, monkeypatch):
@@ -157,6 +199,12 @@ def test_a_missing_extra_gives_the_install_line(capsys, tmp_path, monkeypatch):
 
     monkeypatch.setattr("parl_core.training.train.make_env", missing)
     assert "pip install 'parl-core[dm-control]'" in fails(capsys, "train", "--run-dir", str(tmp_path / "run"))
+    for module in ("matplotlib", "tensorboard", "safetensors"):  # asked for before anything is made
+        with monkeypatch.context() as context:
+            context.setitem(sys.modules, module, None)
+            context.setattr("parl_core.training.train.make_env", PointMass)
+            assert "parl-core[train]" in fails(capsys, "train", "--run-dir", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
     monkeypatch.setitem(sys.modules, "tyro", None)
     assert "pip install 'parl-core[train]'" in fails(capsys, "train")
 
@@ -218,6 +266,12 @@ def test_usage(capsys):
     assert cli.main(["--help"]) == 0
     assert "train" in capsys.readouterr().out
     assert cli.main([]) == 1
+    for command in ("doctor", "train"):
+        try:
+            assert cli.main([command, "--help"]) == 0
+        except SystemExit as stop:
+            assert stop.code in (0, None)
+    assert cli.main(["--version"]) == 0
 
 
 def test_the_tiny_options_are_the_tiny_config():

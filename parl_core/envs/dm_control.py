@@ -31,6 +31,8 @@ class DMControlEnvironment(Environment):
     def __init__(self, domain: str, task: str, seed: int) -> None:
         suite = _import_suite()
         self._environment = suite.load(domain, task, task_kwargs={"random": seed})
+        mujoco = import_extra("mujoco", "dm-control", needed_for="DM Control")
+        self._renderer_error: type[Exception] = mujoco.FatalError
         self._physics_error: type[Exception] = import_extra(
             "dm_control.rl.control", "dm-control", needed_for="DM Control"
         ).PhysicsError
@@ -83,8 +85,8 @@ class DMControlEnvironment(Environment):
     def _reset(self) -> npt.NDArray[np.float32]:
         try:
             return self._flatten(self._environment.reset().observation)
-        except RuntimeError as error:
-            if "OpenGL" not in str(error):
+        except (RuntimeError, self._renderer_error) as error:  # which one depends on the renderer that was chosen
+            if "gl" not in str(error).lower():
                 raise
             raise ParlError(
                 f"{self.name} hands its terrain to OpenGL at every reset: set MUJOCO_GL=egl (Debian package "

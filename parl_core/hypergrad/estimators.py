@@ -74,10 +74,14 @@ def hypergradient(
         raise TypeError(f"lower must be Trajectories, got {type(lower).__name__}")
     if not 0 <= discount <= 1:
         raise ValueError(f"discount must lie in [0, 1], got {discount}")
+    if lower.num_steps == 0:
+        raise ValueError("lower must hold at least one step, got none: without it there is no implicit term")
     reward_params = list(trainable_parameters(reward, "reward").values())
 
     with torch.enable_grad():
         losses = loss.per_sample(reward, upper)
+    if losses.shape[0] == 0:
+        raise ValueError("upper must hold at least one sample, got none")
     require_finite("the upper loss", losses.detach())
     direct = flat_grad([losses], reward_params, [upper.weights])
 

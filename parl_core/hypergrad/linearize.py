@@ -27,8 +27,8 @@ def linearize(policy: nn.Module, trajectories: Trajectories) -> Linearization:
     Args:
         policy: any module with `log_prob(observations, actions) -> (T,)`. The flat parameter vector (P,) holds its
             parameters that require a gradient, in the order of `named_parameters`. If it also offers
-            `distribution_params`, `params_log_prob` and `params_fisher` (see `parl_core.models.policies`), Fisher
-            products are exact over actions; otherwise they use the actions taken.
+            `distribution_params` and `params_fisher` (see `parl_core.models.policies`), Fisher products are exact over
+            actions; otherwise they use the actions taken.
         trajectories: T steps in N trajectories.
 
     Raises:
@@ -57,14 +57,11 @@ class Linearization:
                 f"observations are {observations.dtype} on {observations.device}, but the policy's parameters are "
                 f"{self._params[0].dtype} on {self._params[0].device}"
             )
-        self._params_fisher = getattr(policy, "params_fisher", None)
-        self._head: Tensor | None = None
+        self._has_fisher = all(
+            callable(getattr(policy, name, None)) for name in ("distribution_params", "params_fisher")
+        )
         with torch.enable_grad():
-            if self._params_fisher is not None:
-                self._head = self._call("distribution_params", observations)
-                self._log_prob = policy.params_log_prob(self._head, trajectories.actions)  # type: ignore[operator]
-            else:
-                self._log_prob = self._call("log_prob", observations, trajectories.actions)
+            self._log_prob = self._call("log_prob", observations, trajectories.actions)
         if self._log_prob.shape != (trajectories.num_steps,):
             raise ValueError(
                 f"policy.log_prob must return shape (T,) = ({trajectories.num_steps},), "
@@ -72,7 +69,7 @@ class Linearization:
             )
         require_finite("policy.log_prob(observations, actions)", self._log_prob.detach())
         self._vjp_graph: tuple[Tensor, list[Tensor]] | None = None
-        self._head_graph: tuple[Tensor, list[Tensor]] | None = None
+        self._head_graph: tuple[Tensor, Tensor, list[Tensor]] | None = None
 
     @property
     def num_params(self) -> int:
@@ -123,17 +120,19 @@ class Linearization:
         taken, whose expectation it is.
         """
         self._check_steps("w", w)
-        if self._head is None or self._params_fisher is None:
+        if not self._has_fisher:
             return self.vjp(w * self.jvp(v))
         tangents = unflatten(v, self._params, name="v")
         if self._head_graph is None:
             with torch.enable_grad():
-                cotangent = torch.zeros_like(self._head).requires_grad_()
-                self._head_graph = (cotangent, _transpose(self._head, self._params, cotangent))
-        cotangent, transposed = self._head_graph
+                head = self._call("distribution_params", self._trajectories.observations)
+                cotangent = torch.zeros_like(head).requires_grad_()
+                self._head_graph = (head, cotangent, _transpose(head, self._params, cotangent))
+        head, cotangent, transposed = self._head_graph
         head_tangent = gradients(transposed, [cotangent], tangents, retain_graph=True)[0]
-        weighted = w.unsqueeze(-1) * self._params_fisher(self._head.detach(), head_tangent)
-        return flat_grad([self._head], self._params, [weighted], retain_graph=True)
+        with torch.no_grad():
+            weighted = w.unsqueeze(-1) * self._call("params_fisher", head.detach(), head_tangent)
+        return flat_grad([head], self._params, [weighted], retain_graph=True)
 
     def scores(self) -> Tensor:
         """(N, P): each trajectory's score Σ_t ∇ log π_t. The only product that holds N×P numbers."""

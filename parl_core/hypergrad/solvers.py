@@ -9,6 +9,7 @@ How the conjugate gradients here differ from the textbook's, and why:
 4. Negative curvature pᵀA p < 0 is recorded and the iteration goes on: the true residual still decides, and the caller
    learns that A is not positive definite.
 5. A start at zero costs no product.
+6. The system is solved for b / max|b|, so that squared norms neither vanish nor overflow in float32.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Solution:
     """What a solver returns."""
 
     value: Tensor
-    """(P,) the solution, or the best iterate when `status` is not CONVERGED."""
+    """(P,) the solution, or the last iterate when `status` is not CONVERGED; NaN where a NaN came in."""
     status: Status
     """How the solve ended."""
     iterations: int
@@ -103,7 +104,9 @@ class CG:
     def __call__(self, operator: LinearOperator, rhs: Tensor, x0: Tensor | None = None) -> Solution:
         """Solve operator(x) = rhs for rhs (P,), from x0 (P,) or from zero."""
         _check_vector("rhs", rhs)
-        state = _CGState(operator, rhs, x0)
+        size = rhs.abs().max() if rhs.numel() else rhs.new_ones(())
+        size = torch.where(size > 0, size, 1.0)
+        state = _CGState(operator, rhs / size, None if x0 is None else x0 / size)
         can_look = rhs.device.type == "cpu"
         status = Status.MAX_ITERATIONS
         best = float("inf")
@@ -123,7 +126,7 @@ class CG:
                 status = Status.STAGNATED
             break
         return Solution(
-            value=state.x,
+            value=state.x * size if status is not Status.NON_FINITE_RHS else torch.full_like(rhs, float("nan")),
             status=status,
             iterations=state.iterations,
             residuals=torch.stack(state.residuals).to(rhs.dtype),
@@ -170,7 +173,7 @@ class _CGState:
             curvature = direction.dot(image)
             negligible = tiny * direction.norm() * image.norm()
             self.negative |= active & (curvature < -negligible)
-            flat = curvature.abs() <= negligible * tiny
+            flat = curvature.abs() <= negligible
             if can_look and bool(flat):
                 self.broke_down = True
                 return

@@ -3,8 +3,7 @@
 Any `nn.Module` with `log_prob(observations, actions) -> (T,)` is a policy to the engine. A policy that also has
 
     distribution_params(observations) -> (T, k)            what the network says of each state's action distribution
-    params_log_prob(params, actions) -> (T,)               log-probability given those numbers
-    params_fisher(params, tangent) -> (T, k)               their Fisher matrix times a tangent (T, k)
+    params_fisher(params, tangent) -> (T, k)               the Fisher matrix of these k numbers times a tangent (T, k)
 
 gets its Fisher matrix in closed form over actions; otherwise it is estimated from the actions taken.
 """

@@ -55,6 +55,10 @@ class EpisodeStore:
         """Finished episodes that are kept."""
         return len(self._finished)
 
+    def count_episodes(self, length: int) -> int:
+        """Finished episodes of at least `length` steps."""
+        return sum(len(episode) >= length for episode in self._finished)
+
     @property
     def num_steps(self) -> int:
         """Steps that are kept, those of the running episode included."""
@@ -94,14 +98,19 @@ class EpisodeStore:
         observations, actions, true_rewards = rows.split(self._widths, dim=-1)
         return Segments(observations, actions, true_rewards.squeeze(-1))
 
-    def recent_trajectories(self, num_steps: int, length: int, dtype: torch.dtype = torch.float32) -> Trajectories:
-        """The `num_steps // length` most recent windows of `length` steps that do not overlap, oldest first.
+    def recent_trajectories(
+        self, num_steps: int, length: int, dtype: torch.dtype = torch.float32, *, skip_episodes: int = 0
+    ) -> Trajectories:
+        """The most recent steps, cut into windows of `length` steps that do not overlap: `num_steps // length` of them.
 
-        Each episode, the running one included, is cut from its end backwards; what is left over at its
-        beginning is skipped. Fewer windows come back when the store holds no more.
+        Each episode, the running one included, is cut from its end backwards; what is left over at its beginning is
+        skipped. Fewer windows come back when the store holds no more; oldest first. With `skip_episodes`, the running
+        episode and that many of the latest finished ones are left out.
         """
+        finished = list(reversed(self._finished))
+        episodes = finished[skip_episodes:] if skip_episodes else [self._running[: self._running_length], *finished]
         windows: list[Tensor] = []
-        for episode in (self._running[: self._running_length], *reversed(self._finished)):
+        for episode in episodes:
             for end in range(len(episode), length - 1, -length):
                 if (len(windows) + 1) * length > num_steps:
                     break

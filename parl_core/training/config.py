@@ -58,10 +58,12 @@ class ImplicitConfig:
     """Factor on the implicit term."""
     max_ratio: float = 0.2
     """The implicit term is shortened to this multiple of the cross-entropy gradient's norm, if longer."""
-    recent_steps: int = 2000
-    """Latest environment steps that stand for on-policy data."""
+    recent_steps: int = 1000
+    """Steps that stand for on-policy data: on-policy queries come from the episodes that hold the latest so many steps,
+    the lower level's trajectories from as many steps before those."""
     on_policy_share: float = 0.5
-    """Of each session's queries, the share drawn uniformly from those steps; the upper gradient is taken on them."""
+    """Share of each session's queries drawn uniformly from the latest episodes; the upper gradient is taken on them. With
+    0 it is taken on all of the session's queries."""
     damping_ratio: float = 20.0
     """L2 weight of the lower level in multiples of SAC's temperature: what the policy's Fisher matrix is damped by."""
     rtol: float = 1e-2
@@ -154,6 +156,11 @@ class TrainConfig:
             "implicit.refresh_interval": self.implicit.refresh_interval,
             "threads": 1 if self.threads is None else self.threads,
         }
+        positive |= {
+            "sac.target_update_interval": self.sac.target_update_interval,
+            "sac.hidden": min(self.sac.hidden, default=1),
+            "reward.hidden": min(self.reward.hidden, default=1),
+        }
         for name, value in positive.items():
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
@@ -161,6 +168,7 @@ class TrainConfig:
             "seed": self.seed,
             "pretrain_steps": self.pretrain_steps,
             "updates_after_reset": self.updates_after_reset,
+            "sac.temperature_learning_rate": self.sac.temperature_learning_rate,
             "implicit.share": self.implicit.share,
             "implicit.max_ratio": self.implicit.max_ratio,
             "implicit.damping_ratio": self.implicit.damping_ratio,
@@ -168,11 +176,35 @@ class TrainConfig:
         for name, number in not_negative.items():
             if not 0 <= number < float("inf"):
                 raise ConfigError(f"{name} must be finite and at least 0, got {number}")
-        if not 0 <= self.implicit.on_policy_share <= 1:
-            raise ConfigError(f"implicit.on_policy_share must lie in [0, 1], got {self.implicit.on_policy_share}")
-        if not 0 < self.implicit.rtol < 1:
-            raise ConfigError(f"implicit.rtol must lie between 0 and 1, got {self.implicit.rtol}")
-        if self.implicit.recent_steps < self.reward.segment_length:
+        above_zero = {
+            "sac.actor_learning_rate": self.sac.actor_learning_rate,
+            "sac.critic_learning_rate": self.sac.critic_learning_rate,
+            "sac.initial_temperature": self.sac.initial_temperature,
+            "sac.polyak": self.sac.polyak,
+            "reward.learning_rate": self.reward.learning_rate,
+            "implicit.rtol": self.implicit.rtol,
+        }
+        for name, number in above_zero.items():
+            if not 0 < number < float("inf"):
+                raise ConfigError(f"{name} must be finite and above 0, got {number}")
+        at_most_one = {
+            "sac.discount": self.sac.discount,
+            "sac.polyak": self.sac.polyak,
+            "reward.accuracy_target": self.reward.accuracy_target,
+            "implicit.on_policy_share": self.implicit.on_policy_share,
+            "implicit.rtol": self.implicit.rtol,
+        }
+        for name, number in at_most_one.items():
+            if not 0 <= number <= 1:
+                raise ConfigError(f"{name} must lie in [0, 1], got {number}")
+        if self.entropy_references is not None and self.entropy_references < 10:
+            raise ConfigError(f"entropy_references must be at least 10, or None for all, got {self.entropy_references}")
+        if self.random_steps < 10 or self.replay_capacity < 10:
+            raise ConfigError(
+                f"random_steps and replay_capacity must be at least 10, got {self.random_steps} and "
+                f"{self.replay_capacity}"
+            )
+        if self.algorithm == "a-parl" and self.implicit.recent_steps < self.reward.segment_length:
             raise ConfigError(
                 f"implicit.recent_steps must hold a segment of {self.reward.segment_length} steps, "
                 f"got {self.implicit.recent_steps}"
@@ -182,6 +214,14 @@ class TrainConfig:
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The config as nested dicts that JSON can hold."""
     return dataclasses.asdict(config)
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def from_dict(data: Mapping[str, Any]) -> TrainConfig:
@@ -218,3 +258,6 @@ def _check_type(hint: Any, value: Any, place: str) -> None:
         plain += (int,)
     if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
         raise ConfigError(f"{place} must be {hint}, got {value!r}")
+    if isinstance(value, tuple):
+        for number, item in enumerate(value):
+            _check_type(typing.get_args(hint)[0], item, f"{place}[{number}]")

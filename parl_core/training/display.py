@@ -68,7 +68,7 @@ class Display:
         elif isinstance(event, Evaluated):
             self._shown["return"] = f"{event.row['true_return']:.0f}"
             self._progress.update(self._task, completed=event.row["step"], **self._shown)
-            self._console.print(describe(event.row), highlight=False, soft_wrap=True)
+            self._console.print(describe(event.row), highlight=False, markup=False, soft_wrap=True)
 
 
 def describe(row: Row) -> str:
@@ -83,6 +83,8 @@ def describe(row: Row) -> str:
     if row["implicit_to_direct"] is not None:
         parts.append(f"implicit/direct {row['implicit_to_direct']:.2g}")
         parts.append(f"CG {row['solver_iterations']:.0f} it to {row['solver_residual']:.0e}")
+    if row["unconverged_solves"]:
+        parts.append(f"({row['unconverged_solves']} not converged)")
     return "  ".join(parts)
 
 

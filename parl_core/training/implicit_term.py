@@ -3,8 +3,9 @@
 SAC is an entropy-regularised lower level, so its curvature at the optimum is −α F_d with α SAC's own temperature. Three
 approximations are made, all of them visible in the configuration:
 
-1. Recent windows of the replay stand for on-policy trajectories from the policy's own state distribution.
-2. Pairs of segments of the latest episodes, labelled in the same session, stand for fresh on-policy pairs.
+1. Windows of recent episodes stand for on-policy trajectories from the policy's own state distribution.
+2. Pairs of segments of the latest episodes, labelled in the same session, stand for fresh on-policy pairs. They are other
+   episodes than the windows, since the factors of the hypergradient must be independent.
 3. The lower level is SAC's current policy, not its optimum.
 """
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError
-from ..hypergrad import CG, Fisher, HypergradientWarning, PreferenceLoss, hypergradient
+from ..hypergrad import CG, Fisher, HypergradientWarning, PreferenceLoss, Solution, hypergradient
 from ..models.rewards import RewardEnsemble
 from ..trajectories import PreferencePairs, Trajectories
 from .config import ImplicitConfig
@@ -35,6 +36,8 @@ class ImplicitReport:
     """Conjugate-gradient iterations."""
     solver_residual: float
     """True relative residual at the end of the solve, the worst of the session."""
+    unconverged_solves: int
+    """Solves that ended above `rtol`."""
 
 
 class ImplicitTerm:
@@ -44,7 +47,7 @@ class ImplicitTerm:
         self.config, self.discount = config, discount
         self.solver = CG(rtol=config.rtol, max_iterations=config.max_iterations)
         self._warm_start: Tensor | None = None
-        self._refreshes: list[tuple[float, float, float]] = []
+        self._refreshes: list[tuple[float, Solution]] = []
 
     def gradient_hook(
         self,
@@ -78,11 +81,12 @@ class ImplicitTerm:
         """Of the last session; None if it took no step."""
         if not self._refreshes:
             return None
-        ratios, iterations, residuals = zip(*self._refreshes, strict=True)
+        ratios, solutions = zip(*self._refreshes, strict=True)
         return ImplicitReport(
             implicit_to_direct=sum(ratios) / len(ratios),
-            solver_iterations=sum(iterations) / len(iterations),
-            solver_residual=max(residuals),
+            solver_iterations=sum(solution.iterations for solution in solutions) / len(solutions),
+            solver_residual=max(float(solution.residuals[-1]) for solution in solutions),
+            unconverged_solves=sum(not solution.status.ok for solution in solutions),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,11 +124,6 @@ class ImplicitTerm:
                 f"the implicit term of the reward update is not finite: {result.solution.status.message}"
             )
         self._warm_start = result.solution.value
-        self._refreshes.append(
-            (
-                float(result.implicit.norm() / result.direct.norm().clamp_min(1e-30)),
-                float(result.solution.iterations),
-                float(result.solution.residuals[-1]),
-            )
-        )
+        ratio = float(result.implicit.norm() / result.direct.norm().clamp_min(1e-30))
+        self._refreshes.append((ratio, result.solution))
         return result.implicit

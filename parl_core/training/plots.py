@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import RunFolderError, import_extra
+from .checkpoint import write_atomically
 from .config import ALGORITHMS, TrainConfig
 from .run_folder import RunFolder, mean_by_step, read_metrics
 
@@ -48,7 +50,8 @@ def draw_run(path: Path, random_return: float | None = None) -> Path:
         first.fill_between([r["step"] for r in rows], low, high, alpha=0.2, label="± std over its episodes")
     if random_return is not None:
         first.axhline(random_return, color="grey", linestyle="--", linewidth=1, label="random policy")
-    first.set_ylim(bottom=0)
+    if min(row["true_return"] for row in rows) >= 0:
+        first.set_ylim(bottom=0)
     first.legend(fontsize=8)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
@@ -67,6 +70,7 @@ def draw_runs(paths: Sequence[Path], output: Path) -> Path:
     )
     for path in paths:
         _, config = RunFolder.open(path)
+        config.validate()
         rows = read_metrics(path)
         if not rows:
             raise RunFolderError(f"{path} has no evaluation yet")
@@ -86,7 +90,8 @@ def draw_runs(paths: Sequence[Path], output: Path) -> Path:
         axis.set_title(env, fontsize=10)
         axis.set_xlabel("environment steps")
         axis.set_ylabel("true return")
-        axis.set_ylim(bottom=0)
+        if min(row["true_return"] for rows in runs for row in rows) >= 0:
+            axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     return _save(figure, output)
@@ -98,11 +103,13 @@ def _pyplot() -> Any:
 
 
 def _save(figure: Any, path: Path) -> Path:
+    picture = io.BytesIO()
     try:
         figure.tight_layout()
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"Cannot write the picture {path}: {error}") from error
+        figure.savefig(picture, format=path.suffix[1:] or "png", dpi=120)
+    except ValueError as error:
+        raise RunFolderError(f"Cannot draw {path}: {error}") from error
     finally:
         _pyplot().close(figure)
+    write_atomically(path, picture.getvalue())
     return path

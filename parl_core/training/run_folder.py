@@ -26,6 +26,7 @@ COLUMNS = (
     "implicit_to_direct",
     "solver_iterations",
     "solver_residual",
+    "unconverged_solves",
     "temperature",
     "critic_loss",
 )
@@ -95,11 +96,13 @@ class RunFolder:
         save_checkpoint(self.checkpoint_path, {"rows": self.rows, **state})
 
     def load(self) -> dict[str, Any]:
-        """Read the checkpoint; metrics.csv goes back to the rows that it knows."""
-        state = load_checkpoint(self.checkpoint_path)
-        self.rows = state.pop("rows")
+        """Read the checkpoint; changes nothing on disk."""
+        return load_checkpoint(self.checkpoint_path)
+
+    def set_rows(self, rows: list[Row]) -> None:
+        """Make metrics.csv hold these rows, as when a run goes back to its last checkpoint."""
+        self.rows = list(rows)
         self._write_rows()
-        return state
 
     def write_json(self, name: str, data: Any) -> None:
         """Write a small JSON file into the folder."""
@@ -133,11 +136,15 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     try:
         with open(file, newline="") as text:
             rows = list(csv.DictReader(text))
-        return [{key: float(cell) for key, cell in row.items() if key and cell} for row in rows]
+        table = [{key: float(cell) for key, cell in row.items() if key and cell} for row in rows]
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} is not a run folder with evaluations: it has no metrics.csv") from error
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise RunFolderError(f"{file} cannot be read: {error}") from error
+    for number, row in enumerate(table, start=1):
+        if not {"step", "true_return"} <= row.keys():
+            raise RunFolderError(f"{file} must hold step and true_return in every row, but row {number} does not")
+    return table
 
 
 def mean_by_step(runs: Sequence[list[dict[str, float]]], column: str) -> tuple[list[float], list[float], list[float]]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from ..envs import make_env
 from ..errors import ConfigError, RunFolderError, import_extra
 from ..rl.rollout import Evaluation
-from .config import TrainConfig, to_dict
+from .config import TrainConfig, flatten, from_dict, to_dict
 from .display import Display, summary_table
 from .plots import draw_run
 from .run_folder import RunFolder
@@ -35,49 +35,70 @@ def train(config: TrainConfig, path: Path, console: Console) -> RunFolder:
         Interrupted: Ctrl-C.
     """
     config.validate()
+    _require_extras()
     with _trainer(config) as trainer:
         folder = RunFolder.create(path, config)
-        console.print(
-            f"{config.algorithm} on {config.env}, preset {config.preset}, seed {config.seed} → {path}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        random = trainer.evaluate_random_policy()
-        return _run(trainer, folder, random, console)
+        return _begin(trainer, folder, console)
 
 
 def resume(path: Path, steps: int | None, console: Console) -> RunFolder:
-    """Go on with the run in `path` from its last checkpoint, to `steps` if given.
+    """Go on with the run in `path` from its last checkpoint (from the start if it has none), to `steps` if given.
 
     Raises:
-        ParlError: no run folder, no checkpoint, a damaged one, or nothing left to do.
+        ParlError: no run folder, a damaged checkpoint, changed settings, or nothing left to do.
         Interrupted: Ctrl-C.
     """
     folder, config = RunFolder.open(path)
     if steps is not None:
         config = replace(config, steps=steps)
     config.validate()
+    _require_extras()
     if not folder.checkpoint_path.exists():
-        raise RunFolderError(
-            f"{path} has no checkpoint yet (the first comes after {config.checkpoint_interval} steps): start it again in "
-            "another folder"
-        )
+        with _trainer(config) as trainer:
+            _say(console, f"{path} has no checkpoint yet: the run begins anew")
+            folder.write_json("config.json", to_dict(config))
+            folder.set_rows([])
+            return _begin(trainer, folder, console)
     state = folder.load()
+    _refuse_changes(from_dict(state["config"]), config, path)
     if state["trainer"]["step"] >= config.steps:
         raise ConfigError(
             f"The run in {path} has done all its {state['trainer']['step']} steps: give a larger --steps to go on"
         )
     with _trainer(config) as trainer:
         trainer.load_state_dict(state["trainer"])
-        if steps is not None:
-            folder.write_json("config.json", to_dict(config))
-        console.print(
-            f"{config.algorithm} on {config.env} goes on at step {trainer.step} in {path}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        folder.set_rows(state["rows"])
+        folder.write_json("config.json", to_dict(config))
+        _say(console, f"{config.algorithm} on {config.env} goes on at step {trainer.step} in {path}")
         random = state["random"]
         return _run(trainer, folder, Evaluation(**{**random, "returns": tuple(random["returns"])}), console)
+
+
+def _begin(trainer: Trainer, folder: RunFolder, console: Console) -> RunFolder:
+    config = trainer.config
+    _say(console, f"{config.algorithm} on {config.env}, preset {config.preset}, seed {config.seed} → {folder.path}")
+    return _run(trainer, folder, trainer.evaluate_random_policy(), console)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _require_extras() -> None:
+    """Whatever the run will need at its end is asked for before it begins."""
+    for module in ("matplotlib", "safetensors", "tensorboard"):
+        import_extra(module, "train", needed_for="parl train")
+
+
+def _refuse_changes(before: TrainConfig, now: TrainConfig, path: Path) -> None:
+    """A checkpoint goes on under the configuration it was made with; only the length of the run may change."""
+    old, new = (flatten(to_dict(replace(config, steps=1))) for config in (before, now))
+    changed = [f"{name} = {new[name]} (it was {old[name]})" for name in old if old[name] != new[name]]
+    if changed:
+        raise ConfigError(
+            f"The run in {path} cannot go on with other settings than its own: {path / 'config.json'} now says "
+            + ", ".join(changed)
+        )
 
 
 @contextmanager
@@ -100,7 +121,7 @@ def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Conso
 
     def save() -> None:
         nonlocal saved_at
-        folder.save({"trainer": trainer.state_dict(), "random": vars(random)})
+        folder.save({"config": to_dict(config), "trainer": trainer.state_dict(), "random": vars(random)})
         saved_at = trainer.step
 
     with Display(config, console) as display, _TensorBoard(folder.path) as board:
@@ -130,7 +151,7 @@ def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Conso
         },
     )
     console.print(summary_table(random, folder.rows))
-    console.print(f"Run folder: {folder.path}   curve: {curve}", highlight=False, soft_wrap=True)
+    _say(console, f"Run folder: {folder.path}   curve: {curve}")
     return folder
 
 
@@ -149,7 +170,6 @@ class _TensorBoard:
     """Scalars for TensorBoard, by environment step."""
 
     def __init__(self, path: Path) -> None:
-        import_extra("tensorboard", "train", needed_for="TensorBoard events")
         from torch.utils.tensorboard import SummaryWriter
 
         _leave_writer_threads_errors_to_us()

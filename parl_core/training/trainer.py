@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..envs.interface import Environment
+from ..errors import ConfigError
 from ..models.rewards import RewardEnsemble
 from ..preference.reward_learning import PreferenceDataset, RewardFit, RewardLearner
 from ..preference.samplers import Queries, disagreement, uniform
@@ -77,12 +78,17 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, env: Environment, eval_env: Environment) -> None:
+        if config.learns_reward and config.reward.segment_length > env.horizon:
+            raise ConfigError(
+                f"reward.segment_length must be at most an episode of {config.env}, {env.horizon} steps, "
+                f"got {config.reward.segment_length}"
+            )
         self.config, self.env, self.eval_env = config, env, eval_env
         seed = seeds(config.seed)
         torch.manual_seed(seed["init"])  # the reward networks' initial weights; nothing later uses the global generator
         self.generator = torch.Generator().manual_seed(seed["loop"])
         self.agent = SAC(env.obs_dim, env.act_dim, config.sac, torch.Generator().manual_seed(seed["agent"]))
-        self.replay = ReplayBuffer(min(config.replay_capacity, config.steps), env.obs_dim, env.act_dim)
+        self.replay = ReplayBuffer(config.replay_capacity, env.obs_dim, env.act_dim)
         self.episodes = EpisodeStore(config.reward.pool_episodes, env.obs_dim, env.act_dim)
         self.reward = RewardEnsemble(env.obs_dim, env.act_dim, config.reward.hidden, config.reward.members)
         self.learner = RewardLearner(
@@ -91,8 +97,12 @@ class Trainer:
             batch_size=config.reward.batch_size,
             generator=torch.Generator().manual_seed(seed["reward"]),
         )
+        sessions = 1 + config.steps // config.reward.session_interval
         self.dataset = PreferenceDataset(
-            config.reward.label_budget, config.reward.segment_length, env.obs_dim, env.act_dim
+            min(config.reward.label_budget, sessions * config.reward.labels_per_session),
+            config.reward.segment_length,
+            env.obs_dim,
+            env.act_dim,
         )
         self.teacher = OracleTeacher()
         self.exploration = StateEntropyReward(
@@ -173,25 +183,27 @@ class Trainer:
             self.config.learns_reward
             and self.step >= self.next_session
             and len(self.dataset) < self.config.reward.label_budget
-            and self.episodes.num_episodes > 0
+            # A-PARL takes the upper and the lower data from different episodes.
+            and self.episodes.count_episodes(self.config.reward.segment_length) >= 1 + (self._on_policy_share > 0)
         )
 
     def _query_session(self) -> SessionEnded:
         config = self.config.reward
         is_first = not self.reward_ready
         count = min(config.labels_per_session, config.label_budget - len(self.dataset))
-        on_policy = round(self._on_policy_share * count)
+        on_policy = max(1, round(self._on_policy_share * count)) if self._on_policy_share else 0
+        recent = self._recent_episodes if on_policy else 0
         if on_policy < count:
             self._label(self._choose_queries(count - on_policy, is_first))
         if on_policy:
-            self._label(uniform(self.episodes, on_policy, config.segment_length, self.generator, self._recent_episodes))
+            self._label(uniform(self.episodes, on_policy, config.segment_length, self.generator, recent))
         hook = None
         if self.config.algorithm == "a-parl":
             recent_steps = self.config.implicit.recent_steps
             hook = self.implicit.gradient_hook(
                 self.agent.actor,
                 self.reward,
-                self.episodes.recent_trajectories(recent_steps, config.segment_length),
+                self.episodes.recent_trajectories(recent_steps, config.segment_length, skip_episodes=recent),
                 self.dataset.recent(on_policy or count),
                 self.agent.temperature,
             )
@@ -218,7 +230,9 @@ class Trainer:
 
     @property
     def _recent_episodes(self) -> int:
-        return -(-self.config.implicit.recent_steps // self.env.horizon)
+        """Episodes that the on-policy queries come from; at least as many are left for the lower level."""
+        wanted = -(-self.config.implicit.recent_steps // self.env.horizon)
+        return min(wanted, self.episodes.count_episodes(self.config.reward.segment_length) // 2)
 
     def _label(self, queries: Queries) -> None:
         self.dataset.append(queries, self.teacher.label(queries.first.true_rewards, queries.second.true_rewards))
@@ -245,6 +259,7 @@ class Trainer:
             "implicit_to_direct": implicit.implicit_to_direct if implicit else None,
             "solver_iterations": implicit.solver_iterations if implicit else None,
             "solver_residual": implicit.solver_residual if implicit else None,
+            "unconverged_solves": implicit.unconverged_solves if implicit else None,
             "temperature": self.agent.temperature,
             "critic_loss": None if self._critic_loss is None else float(self._critic_loss),
         }

@@ -274,6 +274,22 @@ def test_bad_arguments_are_named(change, error, words):
         parl.hypergradient(**{**arguments, **change})
 
 
+def test_empty_data_is_refused():
+    problem = Enumerated(damping=0.1)
+    full = problem.trajectories(torch.zeros(problem.num_params, dtype=DTYPE))
+    empty = parl.Trajectories(problem.observations[:0], problem.actions[:0], torch.zeros(1, dtype=torch.int64))
+    for name in ("lower", "upper"):
+        with pytest.raises(ValueError, match=f"{name} must hold at least one"):
+            parl.hypergradient(
+                policy=problem.policy,
+                reward=problem.reward,
+                **{"lower": full, "upper": full, name: empty},
+                loss=parl.TrajectoryLoss(lambda r, t: t.sum_steps(r(t.observations, t.actions))),
+                discount=0.9,
+                curvature=parl.Fisher(0.1),
+            )
+
+
 def test_non_finite_rewards_are_named():
     problem = Enumerated(damping=0.1)
     trajectories = problem.trajectories(torch.zeros(problem.num_params, dtype=DTYPE))

@@ -138,6 +138,52 @@ def test_sampled_fisher_uses_the_actions_taken():
     torch.testing.assert_close(linear.fisher_vp(w, v), jacobian.T @ (w * (jacobian @ v)))
 
 
+def test_log_prob_is_always_the_policys_own():
+    class Tempered(CategoricalPolicy):
+        """Overrides log_prob with a parameter of its own, and keeps the parent's analytic Fisher."""
+
+        def __init__(self):
+            super().__init__(3, 4)
+            self.tau = nn.Parameter(torch.tensor(1.5, dtype=F64))
+
+        def logits(self, observations):
+            return super().logits(observations) * self.tau
+
+        def log_prob(self, observations, actions):
+            return 2 * super().log_prob(observations, actions)
+
+    torch.manual_seed(0)
+    policy = Tempered().to(F64)
+    _, trajectories = example("softmax")
+    linear = parl.linearize(policy, trajectories)
+    torch.testing.assert_close(
+        linear.log_prob, policy.log_prob(trajectories.observations, trajectories.actions).detach()
+    )
+    ones = torch.ones(trajectories.num_steps, dtype=F64)
+    torch.testing.assert_close(linear.scores().sum(0), linear.vjp(ones))
+    log_prob, theta = dense(policy, trajectories)
+    torch.testing.assert_close(linear.vjp(ones), jacrev(log_prob)(theta).sum(0))
+
+
+def test_fisher_uses_parameters_inside_params_fisher():
+    class Scaled(CategoricalPolicy):
+        def __init__(self):
+            super().__init__(3, 4)
+            self.log_scale = nn.Parameter(torch.zeros((), dtype=F64))
+
+        def params_fisher(self, params, tangent):
+            return super().params_fisher(params, tangent) * self.log_scale.exp()
+
+    policy = Scaled().to(F64)
+    _, trajectories = example("softmax")
+    linear = parl.linearize(policy, trajectories)
+    w, v = torch.rand(trajectories.num_steps, dtype=F64), torch.randn(linear.num_params, dtype=F64)
+    before = linear.fisher_vp(w, v)
+    policy.log_scale.data.fill_(3.0)  # a later change does not reach the linearization
+    torch.testing.assert_close(linear.fisher_vp(w, v), before)
+    assert not before.requires_grad
+
+
 def test_frozen_parameters_are_left_out_and_shared_ones_count_once():
     policy, trajectories = example("state")
     policy.network[0].weight.requires_grad_(False)

@@ -107,6 +107,7 @@ class TestEverySolver:
         bad_rhs[3] = float("nan")
         solution = solver(lambda v: matrix @ v, bad_rhs)
         assert solution.status is parl.Status.NON_FINITE_RHS
+        assert solution.value.isnan().all()
         assert solution.residuals[-1].isnan()
         solution = solver(lambda v: torch.full_like(v, float("nan")), rhs)
         assert solution.status is parl.Status.NON_FINITE_OPERATOR
@@ -122,6 +123,21 @@ class TestEverySolver:
     def test_inconsistent_singular_system_is_not_called_solved(self, solver):
         solution = solver(lambda v: torch.zeros_like(v), torch.ones(3, dtype=F64))
         assert solution.status is parl.Status.BREAKDOWN
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1.0, 1e19, 1e30])
+def test_the_scale_of_the_right_hand_side_does_not_matter(size):
+    diagonal = torch.tensor([1.0, 2.0, 3.0])
+    solution = parl.CG(rtol=1e-5)(lambda v: diagonal * v, torch.full((3,), size))
+    assert solution.status is parl.Status.CONVERGED
+    torch.testing.assert_close(solution.value / size, 1 / diagonal, rtol=1e-5, atol=0)
+
+
+def test_a_direction_of_curvature_zero_up_to_rounding_is_a_breakdown():
+    diagonal = torch.linspace(-1, 1, 50, dtype=F64)  # pᵀAp of the first direction is a sum that cancels
+    solution = parl.CG()(lambda v: diagonal * v, torch.ones(50, dtype=F64))
+    assert solution.status is parl.Status.BREAKDOWN
+    assert float(solution.residuals[-1]) <= 1.0
 
 
 def test_bad_arguments_are_named():

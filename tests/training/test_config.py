@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from parl_core.errors import ConfigError, UnknownNameError
-from parl_core.training.config import RewardConfig, TrainConfig, from_dict, to_dict
+from parl_core.rl.sac import SACConfig
+from parl_core.training.config import ImplicitConfig, RewardConfig, TrainConfig, from_dict, to_dict
 from parl_core.training.presets import preset
 
 TASKS = ("dm_control/walker-walk", "metaworld/door-open", "metaworld/button-press")
@@ -49,6 +50,16 @@ def test_paper_presets_hold_the_published_numbers():
         (dict(reward=RewardConfig(sampler="random")), UnknownNameError, "sampler"),
         (dict(reward=RewardConfig(label_budget=0)), ConfigError, "reward.label_budget"),
         (dict(seed=-1), ConfigError, "seed"),
+        (dict(sac=SACConfig(hidden=(8, 0))), ConfigError, "sac.hidden must be at least 1, got 0"),
+        (dict(sac=SACConfig(discount=2.0)), ConfigError, r"sac.discount must lie in \[0, 1\], got 2.0"),
+        (dict(sac=SACConfig(initial_temperature=0.0)), ConfigError, "sac.initial_temperature .* above 0"),
+        (dict(sac=SACConfig(target_update_interval=0)), ConfigError, "sac.target_update_interval"),
+        (dict(sac=SACConfig(actor_learning_rate=float("nan"))), ConfigError, "sac.actor_learning_rate .* got nan"),
+        (dict(reward=RewardConfig(learning_rate=-1.0)), ConfigError, "reward.learning_rate"),
+        (dict(entropy_references=3), ConfigError, "entropy_references"),
+        (dict(replay_capacity=1), ConfigError, "replay_capacity"),
+        (dict(implicit=ImplicitConfig(recent_steps=10)), ConfigError, "implicit.recent_steps must hold a segment"),
+        (dict(implicit=ImplicitConfig(on_policy_share=1.5)), ConfigError, "implicit.on_policy_share"),
     ],
 )
 def test_mistakes_are_named(change, error, words):
@@ -69,5 +80,7 @@ def test_a_config_of_another_version_is_refused():
         from_dict({**data, "sac": {"x": 1}})
     with pytest.raises(ConfigError, match=r"config.steps must be"):
         from_dict({**data, "steps": "many"})
+    with pytest.raises(ConfigError, match=r"config.sac.hidden\[1\] must be"):
+        from_dict({**data, "sac": {"hidden": [8, "a"]}})
     with pytest.raises(ConfigError, match=r"config.reward must be a table"):
         from_dict({**data, "reward": 3})

@@ -61,6 +61,17 @@ def test_the_term_is_the_public_hypergradients():
     assert report is not None
     assert report.solver_residual <= 1e-5
     assert report.solver_iterations >= 1
+    assert report.unconverged_solves == 0
+
+
+def test_solves_that_do_not_converge_are_counted():
+    term, hook, data = hook_of(max_iterations=1, rtol=1e-6, refresh_interval=1)
+    for _ in range(3):
+        hook(torch.ones(sum(p.numel() for p in data[1].parameters())))
+    report = term.report()
+    assert report is not None
+    assert report.unconverged_solves >= 1
+    assert report.solver_residual > 1e-6
 
 
 def test_a_long_term_is_shortened_to_the_ratio():

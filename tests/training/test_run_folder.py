@@ -29,12 +29,15 @@ def test_rows_are_written_as_they_come_and_come_back(tmp_path):
 
 def test_reopening_gives_the_config_and_the_rows_of_the_checkpoint(tmp_path):
     folder = RunFolder.create(tmp_path / "run", tiny_config())
-    folder.add_row({"step": 10})
+    folder.add_row({"step": 10, "true_return": 1.0})
     folder.save({"weights": torch.ones(2)})
-    folder.add_row({"step": 20})
+    folder.add_row({"step": 20, "true_return": 2.0})
     again, config = RunFolder.open(tmp_path / "run")
     assert config == tiny_config()
-    assert torch.equal(again.load()["weights"], torch.ones(2))
+    state = again.load()
+    assert torch.equal(state["weights"], torch.ones(2))
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [10, 20]  # reading changes nothing on disk
+    again.set_rows(state["rows"])
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [10]
 
 
@@ -50,6 +53,15 @@ def test_an_occupied_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(RunFolderError, match=r"config.json cannot be read"):
         RunFolder.open(tmp_path)
+
+
+def test_a_foreign_metrics_file_is_named(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,loss\n1,2\n")
+    with pytest.raises(RunFolderError, match="step and true_return in every row"):
+        read_metrics(tmp_path)
+    (tmp_path / "metrics.csv").write_text("step,true_return\n1,high\n")
+    with pytest.raises(RunFolderError, match=r"metrics.csv cannot be read"):
+        read_metrics(tmp_path)
 
 
 def test_free_run_path_counts_on(tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from parl_core.errors import ConfigError
 from parl_core.training.checkpoint import load_checkpoint, save_checkpoint
 from parl_core.training.config import ImplicitConfig
 from parl_core.training.trainer import EpisodeEnded, Evaluated, SessionEnded, Ticked, Trainer, seeds
@@ -55,6 +58,88 @@ def test_pebble_has_no_implicit_term_and_a_zero_share_is_pebble():
     assert returns[0] != returns[2]
 
 
+def test_upper_and_lower_data_are_recent_and_come_from_different_episodes(monkeypatch):
+    trainer, seen = make(), []
+    real = trainer.implicit.gradient_hook
+
+    def spy(policy, reward, lower, upper, temperature):
+        finished = [set(map(tuple, episode[:, :2].tolist())) for episode in trainer.episodes._finished]
+        seen.append((lower, upper, finished))
+        return real(policy, reward, lower, upper, temperature)
+
+    monkeypatch.setattr(trainer.implicit, "gradient_hook", spy)
+    sessions = [event for event in trainer.run() if isinstance(event, SessionEnded)]
+    assert len(seen) == len(sessions) == 3
+    for (lower, upper, finished), labels in zip(seen, (8, 8, 2), strict=True):
+        recent = len(finished) // 2  # a thousand steps are more than all episodes: half of them for either side
+        latest, earlier = set.union(*finished[-recent:]), set.union(*finished[:-recent])
+        assert upper.num_pairs == labels // 2
+        for part in (upper.first, upper.second):
+            assert set(map(tuple, part.observations.tolist())) <= latest
+        assert set(map(tuple, lower.observations.tolist())) <= earlier
+
+
+def test_exploration_rewards_state_entropy_and_the_first_session_resets_the_critic_once(monkeypatch):
+    trainer, rewards, resets = make("pebble"), [], []
+    update, reset = trainer.agent.update, trainer.agent.reset_critic
+    monkeypatch.setattr(trainer.agent, "update", lambda batch: rewards.append((trainer.step, batch)) or update(batch))
+    monkeypatch.setattr(trainer.agent, "reset_critic", lambda: resets.append(trainer.step) or reset())
+    list(trainer.run())
+    before = [batch.rewards for step, batch in rewards if step < 80]
+    assert len(before) == 39  # one update a step after the random ones
+    assert all((reward > 0).any() for reward in before)  # what is stored before the first session is zero
+    assert all(
+        not reward.equal(batch.rewards.new_zeros(16)) for reward, (_, batch) in zip(before, rewards, strict=False)
+    )
+    assert resets == [80]
+    assert sum(step == 80 for step, _ in rewards) == 1 + 3  # the exploring one, then those after the reset
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "disagreement"])
+def test_the_first_session_is_uniform_and_the_others_as_configured(monkeypatch, sampler):
+    import parl_core.training.trainer as module
+
+    calls = []
+    real = module.disagreement
+    monkeypatch.setattr(module, "disagreement", lambda *args: calls.append(args[1]) or real(*args))
+    config = tiny_config("pebble")
+    trainer = make("pebble", reward=replace(config.reward, sampler=sampler))
+    list(trainer.run())
+    assert calls == ([] if sampler == "uniform" else [8, 2])
+
+
+def test_evaluation_takes_the_mean_action_and_a_time_limit_is_not_terminal(monkeypatch):
+    trainer, modes = make("oracle"), []
+    act = trainer.agent.act
+
+    def spy(observation, *, deterministic=False):
+        modes.append(deterministic)
+        return act(observation, deterministic=deterministic)
+
+    monkeypatch.setattr(trainer.agent, "act", spy)
+    list(trainer.run())
+    assert sum(modes) == 3 * 2 * 25  # three evaluations of two episodes
+    assert modes.count(False) == 300 - 40
+    generator = torch.Generator().manual_seed(0)
+    assert not trainer.replay.sample(1000, generator).terminated.any()
+
+    class Falls(PointMass):
+        def _step(self, action):
+            step = super()._step(action)
+            return step._replace(terminated=step.truncated, truncated=False)
+
+    falling = Trainer(tiny_config("oracle", steps=100), Falls("point-mass", 1), Falls("point-mass", 2))
+    list(falling.run())
+    assert float(falling.replay.sample(10_000, generator).terminated.mean()) == pytest.approx(1 / 25, abs=0.01)
+
+
+def test_a_segment_longer_than_an_episode_is_refused():
+    config = tiny_config()
+    with pytest.raises(ConfigError, match=r"reward.segment_length must be at most an episode of point-mass, 25 steps"):
+        make(reward=replace(config.reward, segment_length=26))
+    make("oracle", reward=replace(config.reward, segment_length=26))
+
+
 @pytest.mark.parametrize("algorithm", ["oracle", "pebble", "a-parl"])
 def test_the_same_seed_gives_the_same_rows_and_another_does_not(algorithm):
     first, again = rows(make(algorithm).run()), rows(make(algorithm).run())
@@ -90,6 +175,7 @@ def test_a_run_that_ends_within_an_episode_can_be_prolonged():
     longer = make(steps=200)
     longer.load_state_dict(trainer.state_dict())
     assert [row["step"] for row in rows(longer.run())] == [100, 200]
+    assert len(longer.replay) == 200  # nothing was overwritten: the ring holds 250
 
 
 def test_seeds_are_distinct_and_valid():
