@@ -68,7 +68,7 @@ class ImplicitConfig:
     """L2 weight of the lower level in multiples of SAC's temperature: what the policy's Fisher matrix is damped by."""
     rtol: float = 1e-2
     """Relative residual at which the linear solve ends; its sampling error is far larger."""
-    max_iterations: int = 100
+    max_iterations: int = 200
     """Conjugate-gradient iterations, at most."""
     refresh_interval: int = 50
     """Reward steps for which one hypergradient is used before it is computed anew (warm-started)."""
