@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -198,18 +197,18 @@ def check_offsets(offsets: Tensor, num_steps: int) -> None:
 
 
 def check_offset_values(offsets: Tensor, num_steps: int) -> None:
-    """The part of `check_offsets` that reads the numbers; in NumPy, since short scans call it every time."""
-    positions = offsets.cpu().numpy()
-    if positions.item(0) != 0:
-        raise ValueError(f"offsets must start at 0, got {positions[0]}")
-    if positions.item(-1) != num_steps:
-        raise ValueError(f"offsets must end at the number of steps, {num_steps}, got {positions[-1]}")
-    drops = positions[1:] < positions[:-1]
-    if np.count_nonzero(drops):
-        at = int(drops.argmax())
+    """The part of `check_offsets` that reads the numbers."""
+    first, last = offsets[0].item(), offsets[-1].item()
+    if first != 0:
+        raise ValueError(f"offsets must start at 0, got {first}")
+    if last != num_steps:
+        raise ValueError(f"offsets must end at the number of steps, {num_steps}, got {last}")
+    drops = offsets[1:] < offsets[:-1]
+    if drops.any():
+        at = int(drops.nonzero()[0])
         raise ValueError(
-            f"offsets must not decrease, got offsets[{at + 1}] = {positions[at + 1]} after "
-            f"offsets[{at}] = {positions[at]}"
+            f"offsets must not decrease, got offsets[{at + 1}] = {offsets[at + 1].item()} after "
+            f"offsets[{at}] = {offsets[at].item()}"
         )
 
 

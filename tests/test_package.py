@@ -42,6 +42,26 @@ print([m for m in sys.modules if m.startswith("parl_core.") and m.split(".")[1] 
     assert run(code).strip() == "[]"
 
 
+def test_the_engine_runs_with_torch_alone():
+    code = """
+import sys
+for name in ("numpy", "numba", "scipy"):
+    sys.modules[name] = None
+import warnings
+warnings.simplefilter("ignore")
+import torch
+import parl_core as parl
+policy, reward = parl.policies.GaussianPolicy(3, 2, (4,)), parl.rewards.RewardEnsemble(3, 2, (4,))
+data = parl.Trajectories(torch.randn(6, 3), torch.randn(6, 2), torch.tensor([0, 2, 6]))
+pairs = parl.PreferencePairs(data, data, torch.tensor([0.0, 1.0]))
+result = parl.hypergradient(
+    policy, reward, data, pairs, loss=parl.PreferenceLoss(), discount=0.9, curvature=parl.Fisher(0.1, damping=0.1)
+)
+print(bool(torch.isfinite(result.total).all()), parl.available_backends())
+"""
+    assert run(code).startswith("True")
+
+
 @pytest.mark.parametrize("name", parl_core.__all__)
 def test_every_public_name_is_there_and_documented(name):
     value = getattr(parl_core, name)

@@ -1,4 +1,4 @@
-"""The hypergradient engine. Needs torch and NumPy alone; knows no environment, file or logger."""
+"""The hypergradient engine. Needs torch alone; knows no environment, file or logger."""
 
 from .curvature import CurvatureOperator, Fisher, Identity, LogProbHessian, ScoreHessian
 from .estimators import hypergradient
