@@ -17,6 +17,8 @@ from .errors import NonFiniteError
 class Trajectories:
     """N trajectories (or segments of trajectories) of T steps in all.
 
+    They are data: no gradient flows into them, and rollouts collected under `torch.inference_mode` are welcome.
+
     Args:
         observations: (T, do), floating point.
         actions: (T, da), or (T,) for integer actions.
@@ -57,14 +59,14 @@ class Trajectories:
         for name, other in (("observations", observations), ("actions", actions), ("weights", weights)):
             require_finite(name, other)
 
-        self.observations = observations
-        self.actions = actions
-        self.offsets = offsets
+        self.observations = _as_data(observations)
+        self.actions = _as_data(actions)
+        self.offsets = _as_data(offsets)
         self.is_sample = weights is None
         self.weights = (
             torch.full((num,), 1.0 / max(num, 1), dtype=observations.dtype, device=observations.device)
             if weights is None
-            else weights.to(observations.dtype)
+            else _as_data(weights).to(observations.dtype)
         )
         self._trajectory_index: Tensor | None = None
 
@@ -165,10 +167,12 @@ class PreferencePairs:
 
         self.first = first
         self.second = second
-        self.labels = labels.to(dtype)
+        self.labels = _as_data(labels).to(dtype)
         self.is_sample = weights is None
         self.weights = (
-            torch.full((num,), 1.0 / max(num, 1), dtype=dtype, device=device) if weights is None else weights.to(dtype)
+            torch.full((num,), 1.0 / max(num, 1), dtype=dtype, device=device)
+            if weights is None
+            else _as_data(weights).to(dtype)
         )
 
     @property
@@ -225,6 +229,14 @@ def require_finite(name: str, tensor: Tensor | None) -> None:
 def _require_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def _as_data(tensor: Tensor) -> Tensor:
+    """Without its graph; a tensor made in inference mode, which autograd would refuse to save, becomes a plain copy."""
+    if not tensor.is_inference():
+        return tensor.detach()
+    with torch.inference_mode(False):
+        return tensor.clone()
 
 
 def _move(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:

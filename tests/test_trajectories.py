@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import parl_core
 from parl_core import NonFiniteError, PreferencePairs, Trajectories
 
 
@@ -52,6 +53,30 @@ def test_to_keeps_integers():
     trajectories = Trajectories(torch.randn(2, 3), torch.tensor([0, 1]), torch.tensor([0, 2]))
     moved = trajectories.to(torch.float64)
     assert moved.actions.dtype == moved.offsets.dtype == torch.int64
+
+
+@pytest.mark.filterwarnings("ignore::parl_core.HypergradientWarning")
+def test_data_carry_no_graph_and_may_come_from_inference_mode():
+    with torch.inference_mode():
+        rollout = [torch.randn(5, 4), torch.rand(5, 2), torch.tensor([0, 2, 5])]
+    trajectories = Trajectories(*rollout, weights=torch.ones(2, requires_grad=True))
+    assert not trajectories.observations.is_inference()
+    assert not trajectories.weights.requires_grad
+    pairs = PreferencePairs(trajectories, trajectories, torch.zeros(2))
+    policy, reward = parl_core.policies.GaussianPolicy(4, 2, (3,)), parl_core.rewards.RewardEnsemble(4, 2, (3,))
+    result = parl_core.hypergradient(
+        policy,
+        reward,
+        trajectories,
+        pairs,
+        loss=parl_core.PreferenceLoss(),
+        discount=0.9,
+        curvature=parl_core.ScoreHessian(temperature=0.1, damping=10.0),
+        solver=parl_core.Dense(),
+    )
+    assert torch.isfinite(result.total).all()
+    actions = torch.randn(5, 2, requires_grad=True).tanh()
+    assert not Trajectories(torch.randn(5, 4), actions, torch.tensor([0, 5])).actions.requires_grad
 
 
 def test_sum_steps_is_differentiable():
