@@ -53,7 +53,7 @@ endif
 setup: $(INSTALLED)
 
 train: setup
-	$(BIN)/parl train --env dm_control/walker-walk --algorithm a-parl --preset cpu --steps 60000 $(ARGS)
+	$(BIN)/parl train --env dm_control/walker-walk --algorithm a-parl --preset cpu --steps 80000 $(ARGS)
 
 test: setup
 	$(BIN)/ruff check .

@@ -211,22 +211,26 @@ def test_a_missing_extra_gives_the_install_line(capsys, tmp_path, monkeypatch):
 
 def test_ctrl_c_says_how_to_go_on_and_a_kill_loses_only_the_last_steps(tmp_path):
     """Real processes: one is interrupted, one killed; both resume to the metrics of an undisturbed run."""
-    code = (
-        "import sys, parl_core.training.train as t\n"
-        "from tests.training.point_mass import PointMass\n"
-        "import time\n"
-        "class Slow(PointMass):\n"
-        "    def _step(self, action):\n"
-        "        time.sleep(0.002)\n"
-        "        return super()._step(action)\n"
-        "t.make_env = Slow\n"
-        "from parl_core import cli\n"
-        "sys.exit(cli.main(sys.argv[1:]))\n"
-    )
+    code = """
+import os, sys, time
+import parl_core.training.train as train
+from tests.training.point_mass import PointMass
 
-    def start(*arguments: str) -> subprocess.Popen:
+class Waits(PointMass):  # once there is a checkpoint, long enough to be struck
+    def _step(self, action):
+        if os.path.exists(os.environ.get("WAIT_FOR", "")):
+            time.sleep(0.1)
+        return super()._step(action)
+
+train.make_env = Waits
+from parl_core import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+    def start(*arguments: str, wait_for: str = "") -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
+            env={**os.environ, "WAIT_FOR": wait_for},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -247,9 +251,10 @@ def test_ctrl_c_says_how_to_go_on_and_a_kill_loses_only_the_last_steps(tmp_path)
     assert whole.wait() == 0
     for name, blow in (("ctrl-c", signal.SIGINT), ("killed", signal.SIGKILL)):
         run = tmp_path / name
-        process = start("train", "--run-dir", str(run), *options)
+        checkpoint = run / "checkpoint.safetensors"
+        process = start("train", "--run-dir", str(run), *options, wait_for=str(checkpoint))
         deadline = time.monotonic() + 60
-        while not (run / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        while not checkpoint.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(blow)
         _, errors = process.communicate()

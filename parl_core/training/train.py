@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -124,7 +125,7 @@ def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Conso
         folder.save({"config": to_dict(config), "trainer": trainer.state_dict(), "random": vars(random)})
         saved_at = trainer.step
 
-    with Display(config, console) as display, _TensorBoard(folder.path) as board:
+    with Display(config, console) as display, _TensorBoard(folder.path) as board, _CtrlC() as ctrl_c:
         display.start_at(trainer.step)
         try:
             for event in trainer.run():
@@ -136,6 +137,7 @@ def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Conso
                     event.step - saved_at >= config.checkpoint_interval or event.step == config.steps
                 ):
                     save()
+                ctrl_c.check()
         except KeyboardInterrupt as error:
             at = f"checkpoint at step {saved_at}" if saved_at else "no checkpoint yet"
             how = f"; go on with: parl train --resume {folder.path}" if saved_at else ""
@@ -153,6 +155,31 @@ def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Conso
     console.print(summary_table(random, folder.rows))
     _say(console, f"Run folder: {folder.path}   curve: {curve}")
     return folder
+
+
+class _CtrlC:
+    """Holds a Ctrl-C back until `check`, so that it neither tears a step apart nor is lost in one; a second is not held."""
+
+    def __enter__(self) -> _CtrlC:
+        self._asked = False
+        self._is_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
+        if self._is_main:
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_main:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, *_: object) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
+        if self._asked:
+            raise KeyboardInterrupt
 
 
 def _leave_writer_threads_errors_to_us() -> None:
