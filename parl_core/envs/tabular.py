@@ -276,8 +276,8 @@ def enumerate_trajectories(mdp: TabularMDP, policy: npt.ArrayLike, horizon: int)
     if num > most:
         raise ValueError(f"horizon must leave at most {most} trajectories to enumerate, got {horizon}: {num:.3g}")
 
-    states = np.flatnonzero(mdp.initial)[:, None]  # (N, h+1), grows by a column each step
-    actions = np.empty((len(states), 0), dtype=np.int64)  # (N, h)
+    states: npt.NDArray[np.int64] = np.flatnonzero(mdp.initial)[:, None]  # (N, h+1), grows by a column each step
+    actions: npt.NDArray[np.int64] = np.empty((len(states), 0), dtype=np.int64)  # (N, h)
     weights = mdp.initial[states[:, 0]]  # (N,)
     for step in range(horizon):
         if step:
