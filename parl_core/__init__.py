@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from .errors import MissingExtraError, NonFiniteError, ParlError, RunFolderError, UnknownNameError
     from .hypergrad import (
         CG,
+        MINRES,
         Dense,
         Fisher,
         Hypergradient,
         HypergradientWarning,
         Identity,
         LogProbHessian,
+        Neumann,
+        NystromPCG,
         PreferenceLoss,
+        Preflight,
         ScoreHessian,
         Solution,
         Status,
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
         hypergradient,
         implicit_gradient,
         linearize,
+        preflight,
     )
     from .models import policies, rewards
     from .ops import available_backends, backend, discounted_returns, prefix_sum
@@ -38,13 +43,17 @@ _HOMES = {
     "errors": ("MissingExtraError", "NonFiniteError", "ParlError", "RunFolderError", "UnknownNameError"),
     "hypergrad": (
         "CG",
+        "MINRES",
         "Dense",
         "Fisher",
         "Hypergradient",
         "HypergradientWarning",
         "Identity",
         "LogProbHessian",
+        "Neumann",
+        "NystromPCG",
         "PreferenceLoss",
+        "Preflight",
         "ScoreHessian",
         "Solution",
         "Status",
@@ -52,6 +61,7 @@ _HOMES = {
         "hypergradient",
         "implicit_gradient",
         "linearize",
+        "preflight",
     ),
     "ops": ("available_backends", "backend", "discounted_returns", "prefix_sum"),
     "trajectories": ("PreferencePairs", "Trajectories"),
@@ -66,6 +76,7 @@ _MODULES = {
 
 __all__ = [
     "CG",
+    "MINRES",
     "Dense",
     "Fisher",
     "Hypergradient",
@@ -73,10 +84,13 @@ __all__ = [
     "Identity",
     "LogProbHessian",
     "MissingExtraError",
+    "Neumann",
     "NonFiniteError",
+    "NystromPCG",
     "ParlError",
     "PreferenceLoss",
     "PreferencePairs",
+    "Preflight",
     "RunFolderError",
     "ScoreHessian",
     "Solution",
@@ -94,6 +108,7 @@ __all__ = [
     "ops",
     "policies",
     "prefix_sum",
+    "preflight",
     "rewards",
 ]
 

@@ -5,25 +5,33 @@ from .estimators import hypergradient
 from .implicit import implicit_gradient
 from .linearize import Linearization, linearize
 from .losses import PreferenceLoss, TrajectoryLoss
+from .preflight import Finding, Preflight, Severity, preflight
 from .result import Hypergradient, HypergradientWarning
-from .solvers import CG, Dense, Solution, Status
+from .solvers import CG, MINRES, Dense, Neumann, NystromPCG, Solution, Status
 
 __all__ = [
     "CG",
+    "MINRES",
     "CurvatureOperator",
     "Dense",
+    "Finding",
     "Fisher",
     "Hypergradient",
     "HypergradientWarning",
     "Identity",
     "Linearization",
     "LogProbHessian",
+    "Neumann",
+    "NystromPCG",
     "PreferenceLoss",
+    "Preflight",
     "ScoreHessian",
+    "Severity",
     "Solution",
     "Status",
     "TrajectoryLoss",
     "hypergradient",
     "implicit_gradient",
     "linearize",
+    "preflight",
 ]

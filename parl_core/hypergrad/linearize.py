@@ -49,7 +49,7 @@ class Linearization:
         named = trainable_parameters(policy, "policy")
         self._names = list(named)
         self._params = [p.detach().clone().requires_grad_() for p in named.values()]
-        self._method = _Method(policy)
+        self._method = MethodCall(policy)
         self._trajectories = trajectories
         observations = trajectories.observations
         if observations.dtype != self._params[0].dtype or observations.device != self._params[0].device:
@@ -164,7 +164,7 @@ class Linearization:
             raise ValueError(f"{name} must have shape (T,) = {tuple(self._log_prob.shape)}, got {tuple(tensor.shape)}")
 
 
-class _Method(nn.Module):
+class MethodCall(nn.Module):
     """Lets `functional_call`, which calls a module's forward, reach any method of the policy."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -176,4 +176,23 @@ class _Method(nn.Module):
 
 
 def _transpose(output: Tensor, params: list[Tensor], cotangent: Tensor) -> list[Tensor]:
-    return gradients([output], params, [cotangent], create_graph=True)
+    transposed = gradients([output], params, [cotangent], create_graph=True)
+    _refuse_once_differentiable(transposed)
+    return transposed
+
+
+def _refuse_once_differentiable(tensors: list[Tensor]) -> None:
+    """torch raises only when such a function's second derivative reaches it, and on the way to the parameters none does:
+    its part would silently be missing."""
+    pending, seen = [t.grad_fn for t in tensors], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise TypeError(
+                "policy: its log-probabilities go through a once-differentiable function, so that second derivatives "
+                "would silently miss it; parl_core.preflight(policy, observations, actions) names it"
+            )
+        seen.add(node)
+        pending += [parent for parent, _ in node.next_functions]

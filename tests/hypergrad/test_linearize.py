@@ -216,6 +216,36 @@ def test_later_changes_of_the_policy_do_not_reach_the_linearization():
     torch.testing.assert_close(linear.vjp(torch.ones(trajectories.num_steps, dtype=F64)), before)
 
 
+def test_a_once_differentiable_function_is_refused_not_dropped():
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**2
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, gradient):
+            (x,) = ctx.saved_tensors
+            return 2 * x * gradient
+
+    class Policy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = gaussian()
+
+        def log_prob(self, observations, actions):
+            return -Square.apply(self.inner.log_prob(observations, actions))
+
+    _, trajectories = example("state")
+    linear = parl.linearize(Policy(), trajectories)
+    v = torch.ones(linear.num_params, dtype=F64)
+    assert linear.vjp(torch.ones(trajectories.num_steps, dtype=F64)).norm() > 0  # first order is fine
+    for product in (lambda: linear.jvp(v), lambda: linear.hvp(torch.ones(trajectories.num_steps, dtype=F64), v)):
+        with pytest.raises(TypeError, match="once-differentiable"):
+            product()
+
+
 def test_errors_name_the_argument():
     policy, trajectories = example("state")
     linear = parl.linearize(policy, trajectories)

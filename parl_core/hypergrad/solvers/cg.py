@@ -1,0 +1,81 @@
+"""Conjugate gradients, plain and preconditioned: the direction is always built from the new residual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .drive import Iterate, System, check_limits, drive
+from .solution import LinearOperator, Solution, Status
+
+
+@dataclass(frozen=True)
+class CG:
+    """Conjugate gradients (Hestenes & Stiefel, 1952) for a symmetric positive (semi-)definite operator.
+
+    >>> import torch
+    >>> diagonal = torch.tensor([1.0, 2.0, 4.0])
+    >>> CG()(lambda v: diagonal * v, torch.ones(3)).value
+    tensor([1.0000, 0.5000, 0.2500])
+    """
+
+    rtol: float = 1e-5
+    """Ends when ‖b − A x‖ ≤ rtol·‖b‖."""
+    max_iterations: int = 200
+    """At most this many iterations."""
+
+    def __post_init__(self) -> None:
+        check_limits(self.rtol, self.max_iterations)
+
+    def __call__(self, operator: LinearOperator, rhs: Tensor, x0: Tensor | None = None) -> Solution:
+        """Solve operator(x) = rhs for rhs (P,), from x0 (P,) or from zero; one product an iteration."""
+        method = ConjugateGradients(precondition=lambda residual: residual)
+        return drive(method, System(operator, rhs), x0, rtol=self.rtol, max_iterations=self.max_iterations)
+
+
+@dataclass(frozen=True)
+class _State(Iterate):
+    residual: Tensor  # (P,) r, as the recurrence has it
+    direction: Tensor  # (P,) p
+    square: Tensor  # () r·M⁻¹r
+    operator_norm: Tensor  # () the largest ‖A p‖ / ‖p‖ so far
+
+
+@dataclass(frozen=True)
+class ConjugateGradients:
+    """The method behind `CG` and `NystromPCG`; `precondition` applies M⁻¹, symmetric positive definite."""
+
+    precondition: Callable[[Tensor], Tensor]
+    halt_status = Status.BREAKDOWN
+    residual_is_true = False
+
+    def start(self, x: Tensor, residual: Tensor) -> _State:
+        no = torch.zeros((), dtype=torch.bool, device=x.device)
+        direction = self.precondition(residual)
+        norm = residual.norm()
+        return _State(x, norm, no, no, residual, direction, residual.dot(direction), torch.zeros_like(norm))
+
+    def step(self, system: System, state: _State) -> _State:
+        image = system.product(state.direction)
+        curvature = state.direction.dot(image)
+        length = state.direction.norm()
+        operator_norm = torch.maximum(state.operator_norm, image.norm() / length)
+        negligible = torch.finfo(image.dtype).eps * operator_norm * length**2
+        halted = curvature.abs() <= negligible
+        step = torch.where(halted, 0.0, state.square / curvature)
+        residual = torch.addcmul(state.residual, step, image, value=-1.0)
+        preconditioned = self.precondition(residual)
+        square = residual.dot(preconditioned)
+        return _State(
+            x=torch.addcmul(state.x, step, state.direction),
+            norm=residual.norm(),
+            negative=state.negative | (curvature < -negligible),
+            halted=halted,
+            residual=residual,
+            direction=torch.addcmul(preconditioned, square / state.square, state.direction),
+            square=square,
+            operator_norm=operator_norm,
+        )

@@ -1,0 +1,138 @@
+"""MINRES: the smallest residual over the Krylov space, for a symmetric operator of any sign.
+
+How this differs from Paige & Saunders' code, and why:
+1. Negative curvature is reported from the Givens quantities: −c_{k−1} γ̄_k = rᵀA r / ‖r‖² at the residual r of step k−1
+   (Liu & Roosta, "MINRES: from negative curvature detection to monotonicity properties", 2022), at no product.
+2. A singular system without a solution ends when ‖A r‖ ≤ √eps·‖A‖·‖r‖, with a status of its own, never as converged;
+   rounding does not let it fall much lower, while x goes off along the null space. The null component that x then has
+   along r is removed, which leaves the minimum-norm least-squares solution (Liu, Milzarek & Roosta, "Obtaining
+   pseudo-inverse solutions with MINRES", 2023).
+3. Convergence is decided on b − A x, not on the estimate |φ̄| (see drive.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .drive import Iterate, System, check_limits, drive
+from .solution import LinearOperator, Solution, Status
+
+
+@dataclass(frozen=True)
+class MINRES:
+    """Minimum residuals (Paige & Saunders, 1975) for a symmetric operator, which may be indefinite or singular.
+
+    After k steps from zero ‖b − A x‖ is the smallest over span{b, Ab, …, A^{k−1} b}. A consistent singular system gets
+    its minimum-norm solution; an inconsistent one ends as INCONSISTENT with the minimum-norm least-squares solution. A few
+    eigenvalues below √eps·‖A‖, apart from all others, count as zero while they alone make up the residual.
+
+    >>> import torch
+    >>> diagonal = torch.tensor([1.0, -2.0, 4.0])
+    >>> solution = MINRES()(lambda v: diagonal * v, torch.ones(3))
+    >>> solution.value, solution.negative_curvature
+    (tensor([ 1.0000, -0.5000,  0.2500]), True)
+    """
+
+    rtol: float = 1e-5
+    """Ends when ‖b − A x‖ ≤ rtol·‖b‖."""
+    max_iterations: int = 200
+    """At most this many iterations."""
+
+    def __post_init__(self) -> None:
+        check_limits(self.rtol, self.max_iterations)
+
+    def __call__(self, operator: LinearOperator, rhs: Tensor, x0: Tensor | None = None) -> Solution:
+        """Solve operator(x) = rhs for rhs (P,), from x0 (P,) or from zero; one product an iteration."""
+        system = System(operator, rhs)
+        solution = drive(_MinimumResiduals(), system, x0, rtol=self.rtol, max_iterations=self.max_iterations)
+        if solution.status is not Status.INCONSISTENT:
+            return solution
+        x = system.scaled(solution.value)
+        residual = system.residual(x)
+        lifted = x - (residual.dot(x) / residual.dot(residual)) * residual
+        return dataclasses.replace(solution, value=system.unscaled(lifted), products=system.products)
+
+
+@dataclass(frozen=True)
+class _State(Iterate):
+    vector: Tensor  # (P,) v_k, the Lanczos vector
+    previous: Tensor  # (P,) v_{k−1}
+    beta: Tensor  # () β_k
+    cosine: Tensor  # () of the last rotation
+    sine: Tensor
+    delta_bar: Tensor  # () δ̄_k and ε_k: what the rotations so far left for column k of the tridiagonal matrix
+    epsilon: Tensor
+    phi_bar: Tensor  # () φ̄_k, the residual's norm as the recurrence has it
+    direction: Tensor  # (P,) d_{k−1}
+    previous_direction: Tensor  # (P,) d_{k−2}
+    operator_norm: Tensor  # () the largest ‖A v‖ so far
+
+
+class _MinimumResiduals:
+    halt_status = Status.INCONSISTENT
+    residual_is_true = False
+
+    def start(self, x: Tensor, residual: Tensor) -> _State:
+        norm = residual.norm()
+        no = torch.zeros((), dtype=torch.bool, device=x.device)
+        zero, zeros = torch.zeros_like(norm), torch.zeros_like(x)
+        return _State(
+            x=x,
+            norm=norm,
+            negative=no,
+            halted=no,
+            vector=residual / torch.where(norm > 0, norm, 1.0),
+            previous=zeros,
+            beta=zero,
+            cosine=-torch.ones_like(norm),
+            sine=zero,
+            delta_bar=zero,
+            epsilon=zero,
+            phi_bar=norm,
+            direction=zeros,
+            previous_direction=zeros,
+            operator_norm=zero,
+        )
+
+    def step(self, system: System, state: _State) -> _State:
+        image = system.product(state.vector)
+        image = torch.addcmul(image, state.beta, state.previous, value=-1.0)
+        alpha = state.vector.dot(image)
+        image = torch.addcmul(image, alpha, state.vector, value=-1.0)
+        beta = image.norm()
+        operator_norm = torch.maximum(state.operator_norm, (alpha**2 + beta**2 + state.beta**2).sqrt())
+        eps = torch.finfo(beta.dtype).eps
+
+        delta = state.cosine * state.delta_bar + state.sine * alpha
+        gamma_bar = state.sine * state.delta_bar - state.cosine * alpha
+        delta_bar = -state.cosine * beta
+        halted = torch.hypot(gamma_bar, delta_bar) <= eps**0.5 * operator_norm  # ‖A r‖ / ‖r‖ before this step
+        gamma = torch.hypot(gamma_bar, beta)
+        gamma = torch.where(gamma > 0, gamma, 1.0)
+        cosine, sine = gamma_bar / gamma, beta / gamma
+
+        direction = torch.addcmul(state.vector, state.epsilon, state.previous_direction, value=-1.0)
+        direction = torch.addcmul(direction, delta, state.direction, value=-1.0) / gamma
+        phi_bar = torch.where(halted, state.phi_bar, sine * state.phi_bar)
+        step = torch.where(halted, 0.0, cosine * state.phi_bar)
+        return _State(
+            x=torch.addcmul(state.x, step, direction),
+            norm=phi_bar,
+            negative=state.negative | (state.cosine * gamma_bar > 10.0 * eps * operator_norm),
+            halted=halted,
+            vector=image / torch.where(beta > 0, beta, 1.0),
+            previous=state.vector,
+            beta=beta,
+            cosine=cosine,
+            sine=sine,
+            delta_bar=delta_bar,
+            epsilon=state.sine * beta,
+            phi_bar=phi_bar,
+            direction=direction,
+            previous_direction=state.direction,
+            operator_norm=operator_norm,
+        )

@@ -1,0 +1,89 @@
+"""What goes into a solver and what comes out of it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+LinearOperator = Callable[[Tensor], Tensor]
+
+
+class Status(enum.Enum):
+    """How a solve ended. `message` says what happened and what to do about it."""
+
+    CONVERGED = "the true residual is within rtol"
+    MAX_ITERATIONS = (
+        "max_iterations was reached before rtol: raise max_iterations, loosen rtol, or add damping if the residuals "
+        "have stopped falling"
+    )
+    STAGNATED = (
+        "the residual stopped falling above rtol: the precision of this dtype is used up or the system is singular; "
+        "use float64, loosen rtol or add damping"
+    )
+    BREAKDOWN = (
+        "a search direction with no curvature was met: the system is singular along it, or indefinite; add damping, use "
+        "MINRES, or use an entropy temperature that makes the lower problem strongly concave"
+    )
+    INCONSISTENT = (
+        "the system is singular to this precision and has no solution, so the value only makes the residual as small as it "
+        "can be: add damping, or use an entropy temperature that makes the lower problem strongly concave"
+    )
+    DIVERGED = (
+        "the series diverges: step_size is not below 2 / (largest eigenvalue), or the operator has a negative eigenvalue; "
+        "leave step_size at None, add damping, or use MINRES"
+    )
+    NON_FINITE_RHS = "the right-hand side holds a NaN or an infinity: look at the upper loss and at the policy's scores"
+    NON_FINITE_START = (
+        "x0 holds a NaN or an infinity: it may come from a solve that failed; start from zero by leaving x0 out"
+    )
+    NON_FINITE_OPERATOR = (
+        "a product with the operator gave a NaN or an infinity: look at the policy's second derivatives, the rewards and "
+        "the damping"
+    )
+
+    @property
+    def message(self) -> str:
+        """One sentence: what happened and what to do."""
+        return self.value
+
+    @property
+    def ok(self) -> bool:
+        """Whether the value solves the system to the tolerance asked for."""
+        return self is Status.CONVERGED
+
+
+@dataclass
+class Solution:
+    """What a solver returns."""
+
+    value: Tensor
+    """(P,) the solution, or the last iterate when `status` is not CONVERGED; NaN where a NaN came in."""
+    status: Status
+    """How the solve ended."""
+    iterations: int
+    """Iterations taken."""
+    residuals: Tensor
+    """(iterations + 1,) relative residuals ‖b − A x‖ / ‖b‖ by iteration; the last one is the true residual."""
+    damping: float
+    """The multiple of the identity that the operator holds, if it says so; 0 otherwise."""
+    negative_curvature: bool
+    """Whether a direction with pᵀA p < 0 was met: A is not positive definite there."""
+    products: int = 0
+    """Products with the operator, those for true residuals, step sizes and sketches included."""
+
+
+class Solver(Protocol):
+    """Any callable of this form can be passed as `solver`."""
+
+    def __call__(self, operator: LinearOperator, rhs: Tensor, x0: Tensor | None = None) -> Solution:
+        """Solve operator(x) = rhs."""
+        ...
+
+
+def damping_of(operator: LinearOperator) -> float:
+    """The multiple of the identity that the operator says it already holds; never to be added again."""
+    return float(getattr(operator, "damping", 0.0))

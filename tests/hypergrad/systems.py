@@ -1,0 +1,50 @@
+"""Linear systems with a known spectrum, and the best that any method can do on them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+F64 = torch.float64
+
+
+def symmetric(eigenvalues: Tensor, seed: int = 0, dtype: torch.dtype = F64) -> tuple[Tensor, Tensor]:
+    """A matrix (P, P) with these eigenvalues (P,) in a random basis, and a random right-hand side (P,)."""
+    size = eigenvalues.shape[0]
+    generator = torch.Generator().manual_seed(seed)
+    basis, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=F64))
+    matrix = basis @ torch.diag(eigenvalues.to(F64)) @ basis.T
+    return (0.5 * (matrix + matrix.T)).to(dtype), torch.randn(size, generator=generator, dtype=F64).to(dtype)
+
+
+def spd(size: int = 20, condition: float = 100.0, seed: int = 0, dtype: torch.dtype = F64) -> tuple[Tensor, Tensor]:
+    """Eigenvalues from 1 to `condition`, evenly spaced in their logarithms."""
+    top = torch.tensor(condition).log10().item()
+    return symmetric(torch.logspace(0, top, size, dtype=F64), seed, dtype)
+
+
+def krylov_basis(matrix: Tensor, rhs: Tensor, steps: int) -> Tensor:
+    """(P, steps) orthonormal basis of span{b, Ab, …, A^{steps−1} b}."""
+    basis = (rhs / rhs.norm())[:, None]
+    for _ in range(steps - 1):
+        image = matrix @ basis[:, -1]
+        for _ in range(2):  # orthogonalise twice: once is not enough in floating point
+            image = image - basis @ (basis.T @ image)
+        basis = torch.cat([basis, (image / image.norm())[:, None]], dim=1)
+    return basis
+
+
+class Counted:
+    """v ↦ A v + damping·v, counting its products and remembering each vector it got."""
+
+    def __init__(self, matrix: Tensor, damping: float = 0.0) -> None:
+        self.matrix, self.damping = matrix, damping
+        self.vectors: list[Tensor] = []
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        self.vectors.append(vector.clone())
+        return self.matrix @ vector + self.damping * vector
+
+    @property
+    def products(self) -> int:
+        return len(self.vectors)

@@ -1,0 +1,110 @@
+"""CG and MINRES against the best that the Krylov space holds, and on systems that break textbook codes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import parl_core as parl
+from tests.hypergrad.systems import F64, krylov_basis, spd, symmetric
+
+
+@pytest.mark.parametrize("steps", [1, 5, 10, 20])
+def test_cg_reaches_the_krylov_optimum(steps):
+    """After k steps CG minimises the A-norm of the error over span{b, Ab, …, A^{k−1} b}: solved densely as the oracle."""
+    matrix, rhs = spd()
+    space = krylov_basis(matrix, rhs, steps)
+    optimum = space @ torch.linalg.solve(space.T @ matrix @ space, space.T @ rhs)
+    solution = parl.CG(rtol=1e-15, max_iterations=steps)(lambda v: matrix @ v, rhs)
+    # Rounding, of the matrix alone even, costs CG its orthogonality: 3e-5 remains at the last step, for any code.
+    torch.testing.assert_close(solution.value, optimum, rtol=0, atol=1e-8 if steps <= 10 else 1e-4)
+    assert solution.iterations == steps
+    assert solution.residuals.shape == (steps + 1,)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 10, 15])
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_minres_reaches_the_smallest_residual_of_the_krylov_space(steps, warm):
+    matrix, rhs = symmetric(torch.cat([-torch.linspace(1, 3, 8), torch.linspace(1, 10, 12)]))
+    start = torch.linspace(-0.1, 0.1, 20, dtype=F64) if warm else torch.zeros(20, dtype=F64)
+    first = rhs - matrix @ start
+    space = krylov_basis(matrix, first, steps)
+    optimum = start + space @ torch.linalg.lstsq(matrix @ space, first[:, None]).solution[:, 0]
+    solution = parl.MINRES(rtol=1e-15, max_iterations=steps)(lambda v: matrix @ v, rhs, start if warm else None)
+    torch.testing.assert_close(solution.value, optimum, rtol=0, atol=1e-9)
+    assert float(solution.residuals[-1]) == pytest.approx(float((rhs - matrix @ optimum).norm() / rhs.norm()), rel=1e-7)
+    assert (solution.residuals.diff() <= 0).all()
+
+
+def test_minres_on_a_direction_of_curvature_zero():
+    """The first Lanczos coefficient cancels: CG has no step to take there, MINRES goes on and solves it."""
+    diagonal = torch.linspace(-1, 1, 50, dtype=F64)
+    stopped = parl.CG()(lambda v: diagonal * v, torch.ones(50, dtype=F64))
+    assert stopped.status is parl.Status.BREAKDOWN
+    assert float(stopped.residuals[-1]) <= 1.0
+    assert "MINRES" in stopped.status.message
+    solution = parl.MINRES(rtol=1e-10)(lambda v: diagonal * v, torch.ones(50, dtype=F64))
+    assert solution.status is parl.Status.CONVERGED
+    torch.testing.assert_close(solution.value, 1 / diagonal, rtol=1e-7, atol=1e-9)
+    assert solution.negative_curvature
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    "eigenvalues",
+    [
+        torch.cat([torch.zeros(4), torch.linspace(1, 10, 16)]),
+        torch.cat([torch.zeros(1), torch.logspace(-2, 1, 60)]),
+        torch.cat([torch.zeros(4), -torch.logspace(-1, 1, 30), torch.logspace(-1, 1, 30)]),
+    ],
+    ids=["semi-definite", "nearly definite", "indefinite"],
+)
+def test_minres_on_a_system_without_solution_returns_the_pseudo_inverse_and_says_so(eigenvalues, dtype):
+    matrix, rhs = symmetric(eigenvalues, dtype=dtype)
+    solution = parl.MINRES(rtol=1e-8, max_iterations=1000)(lambda v: matrix @ v, rhs)
+    assert solution.status is parl.Status.INCONSISTENT
+    assert "damping" in solution.status.message
+    exact = torch.linalg.pinv(matrix.to(F64), rtol=1e-6, hermitian=True) @ rhs.to(F64)
+    smallest = (rhs.to(F64) - matrix.to(F64) @ exact).norm() / rhs.to(F64).norm()
+    assert float(solution.residuals[-1]) == pytest.approx(float(smallest), rel=1e-3)
+    assert float((solution.value.to(F64) - exact).norm() / exact.norm()) < (1e-6 if dtype is F64 else 0.02)
+    assert solution.negative_curvature == bool((eigenvalues < 0).any())
+
+
+@pytest.mark.parametrize("condition", [1e3, 1e6])
+def test_minres_does_not_mistake_ill_conditioning_for_singularity(condition):
+    matrix, rhs = spd(40, condition)
+    solution = parl.MINRES(rtol=1e-7, max_iterations=2000)(lambda v: matrix @ v, rhs)
+    assert solution.status is parl.Status.CONVERGED
+    assert not solution.negative_curvature
+
+
+@pytest.mark.parametrize("solver", [parl.CG(max_iterations=100), parl.MINRES(max_iterations=100)], ids=["CG", "MINRES"])
+@pytest.mark.parametrize("condition", [1e2, 1e4, 1e6])
+def test_no_negative_curvature_is_invented_by_rounding(solver, condition):
+    for seed in range(5):
+        matrix, rhs = spd(100, condition, seed=seed, dtype=torch.float32)
+        assert not solver(lambda v, matrix=matrix: matrix @ v, rhs).negative_curvature
+        values = torch.cat([torch.zeros(20), torch.logspace(0, 2, 80)])
+        matrix, rhs = symmetric(values, seed=seed, dtype=torch.float32)
+        assert not solver(lambda v, matrix=matrix: matrix @ v, matrix @ rhs).negative_curvature
+
+
+@pytest.mark.parametrize("solver", [parl.CG(rtol=1e-8), parl.MINRES(rtol=1e-8)], ids=["CG", "MINRES"])
+@pytest.mark.parametrize("negative", [-1e-2, -1.0, -50.0])
+def test_one_negative_eigenvalue_is_found(solver, negative):
+    eigenvalues = torch.linspace(1, 100, 30, dtype=F64)
+    eigenvalues[7] = negative
+    matrix, rhs = symmetric(eigenvalues)
+    assert solver(lambda v: matrix @ v, rhs).negative_curvature
+
+
+def test_negative_curvature_is_remembered_when_the_method_starts_again():
+    """In float32 at an unreachable tolerance: many restarts, the last of which may not meet the direction again."""
+    eigenvalues = torch.linspace(1, 100, 30, dtype=F64)
+    eigenvalues[7] = -1.0
+    matrix, rhs = symmetric(eigenvalues, dtype=torch.float32)
+    for solver in (parl.CG(rtol=1e-9), parl.MINRES(rtol=1e-9)):
+        solution = solver(lambda v: matrix @ v, rhs)
+        assert solution.status is parl.Status.STAGNATED
+        assert solution.negative_curvature
