@@ -144,7 +144,3 @@ def _doctor(arguments: list[str]) -> int:
 
     print(report())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
