@@ -59,7 +59,7 @@ def _train(arguments: list[str]) -> int:
         """Train a policy, and the reward it is trained on.
 
         Every number of the preset can be set as well, for example --sac.batch-size 256, --reward.label-budget 500,
-        --implicit.damping 0.01, --eval-interval 5000; config.json in a run folder lists them all.
+        --implicit.damping-ratio 10, --eval-interval 5000; config.json in a run folder lists them all.
         """
 
         env: str | None = None

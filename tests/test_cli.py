@@ -127,7 +127,44 @@ def test_resume_without_a_checkpoint_begins_anew(point_mass, capsys, tmp_path):
     capsys.readouterr()
     assert cli.main(["train", "--resume", str(stopped)]) == 0
     assert "begins anew" in capsys.readouterr().out
+    (stopped / "checkpoint.safetensors").unlink()  # as in a run that was handed on without its large file
+    before = (stopped / "metrics.csv").read_bytes()
+    assert cli.main(["train", "--resume", str(stopped)]) == 0
+    assert (stopped / "metrics.1.csv").read_bytes() == before
     assert (stopped / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def test_a_run_stopped_after_its_last_step_is_closed(point_mass, capsys, tmp_path):
+    run = tmp_path / "run"
+    assert cli.main(["train", "--steps", "100", "--run-dir", str(run), *TINY]) == 0
+    metrics = (run / "metrics.csv").read_bytes()
+    for name in ("summary.json", "curve.png"):
+        (run / name).unlink()
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    assert (run / "summary.json").exists()
+    assert (run / "curve.png").exists()
+    assert (run / "metrics.csv").read_bytes() == metrics
+
+
+def test_plot_leaves_out_a_run_without_evaluations_and_shows_negative_returns(point_mass, capsys, tmp_path):
+    from parl_core.training import plots
+
+    runs = [tmp_path / name for name in ("a", "b", "empty")]
+    for run, algorithm in zip(runs, ("a-parl", "oracle", "oracle"), strict=True):
+        arguments = ["--algorithm", algorithm, "--steps", "100", "--run-dir", str(run), *TINY]
+        assert cli.main(["train", *arguments]) == 0
+    (runs[0] / "metrics.csv").write_text("step,true_return\n1,-50\n2,-20\n")
+    (runs[2] / "metrics.csv").write_text("step,true_return\n")
+    capsys.readouterr()
+    drawn = []
+    real = plots._save
+    try:
+        plots._save = lambda figure, path: drawn.append(figure.axes[0].get_ylim()) or real(figure, path)
+        assert cli.main(["plot", *map(str, runs), "--output", str(tmp_path / "p.png")]) == 0
+    finally:
+        plots._save = real
+    assert "empty has no evaluation yet and is left out" in capsys.readouterr().err
+    assert drawn[0][0] < -50
 
 
 def test_resume_under_other_settings_is_refused_and_changes_nothing(point_mass, capsys, tmp_path):

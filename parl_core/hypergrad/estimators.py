@@ -21,15 +21,19 @@ from torch import Tensor, nn
 from ..ops import prefix_sum
 from ..trajectories import PreferencePairs, Trajectories, require_finite
 from .curvature import Curvature
-from .flat import flat_grad, trainable_parameters
+from .flat import differentiating, flat_grad, trainable_parameters
 from .linearize import linearize
 from .losses import UpperLoss, centre, evaluate_reward
 from .result import Hypergradient, warn_about
 from .solvers import CG, Solver
 
 _DEFAULT_SOLVER = CG()
+POLICY_NOT_AT_MAXIMUM = (
+    "the policy is not at a local maximum of its value: train it further, add damping, or use Fisher curvature"
+)
 
 
+@differentiating
 def hypergradient(
     policy: nn.Module,
     reward: nn.Module,
@@ -70,6 +74,9 @@ def hypergradient(
     Warns:
         HypergradientWarning: the solve did not converge, or the lower level is not at a maximum.
     """
+    for name, given in (("curvature", curvature), ("solver", solver), ("loss", loss)):
+        if isinstance(given, type):
+            raise TypeError(f"{name} must be an instance, got the class: write {given.__name__}(…)")
     if not isinstance(lower, Trajectories):
         raise TypeError(f"lower must be Trajectories, got {type(lower).__name__}")
     if not 0 <= discount <= 1:
@@ -95,19 +102,20 @@ def hypergradient(
         rewards = evaluate_reward(reward, lower)
     operator = curvature.operator(linearization, rewards.detach(), discount)
     solution = solver(operator, rhs, x0)
-    warn_about(solution, stacklevel=2)
 
     responses = prefix_sum(linearization.jvp(solution.value), lower.offsets)  # (T,) S_{0:h}·w
     discounts = discount ** lower.time.to(lower.observations.dtype)
     implicit = flat_grad([rewards], reward_params, [lower.step_weights * discounts * responses])
 
-    return Hypergradient(
+    result = Hypergradient(
         direct=direct,
         implicit=implicit,
         regularizer=_regularizer_gradient(regularizer, reward, reward_params),
         solution=solution,
         parameters=reward_params,
     )
+    warn_about(result, POLICY_NOT_AT_MAXIMUM, stacklevel=3)
+    return result
 
 
 def _weighted_scores(policy: nn.Module, parts: tuple[Trajectories, ...], weights: Tensor) -> Tensor:

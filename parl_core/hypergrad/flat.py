@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def differentiating(function: Callable[P, R]) -> Callable[P, R]:
+    """Let `function` differentiate whatever mode it is called in: no_grad and inference mode are lifted for its time."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode(False), torch.enable_grad():
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def refuse_once_differentiable(tensors: Sequence[Tensor], role: str) -> None:
+    """Refuse gradients made by a once-differentiable function.
+
+    torch raises only when a second derivative reaches such a function's error node, and on the way to the parameters none
+    does: its part would silently be missing.
+    """
+    pending, seen = [t.grad_fn for t in tensors], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise TypeError(
+                f"{role} goes through a once-differentiable function, so that second derivatives would silently miss it; "
+                "parl_core.preflight names it"
+            )
+        seen.add(node)
+        pending += [parent for parent, _ in node.next_functions]
 
 
 def trainable_parameters(module: nn.Module, role: str) -> dict[str, nn.Parameter]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..trajectories import require_finite
-from .flat import check_uniform, flat_grad, flatten, gradients, unflatten
+from .flat import check_uniform, differentiating, flat_grad, flatten, gradients, refuse_once_differentiable, unflatten
 from .result import Hypergradient, warn_about
 from .solvers import CG, Solver
 
@@ -19,6 +19,7 @@ Params = Mapping[str, Tensor]
 _DEFAULT_SOLVER = CG()
 
 
+@differentiating
 def implicit_gradient(
     upper_loss: Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor],
     lower_loss: Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor],
@@ -53,22 +54,26 @@ def implicit_gradient(
     with torch.enable_grad():
         upper_value = _scalar("upper_loss", upper_loss(upper, lower))
         lower_value = _scalar("lower_loss", lower_loss(upper, lower))
-        one = torch.ones_like(lower_value)
+        one = torch.ones_like(lower_value).requires_grad_()  # only then does torch mark once-differentiable functions
         lower_gradient = gradients([lower_value], ys, [one], create_graph=True)
+    refuse_once_differentiable(lower_gradient, "lower_loss")
     derivative = gradients([upper_value], [*xs, *ys], [torch.ones_like(upper_value)])
     direct, rhs = flatten(derivative[: len(xs)]), flatten(derivative[len(xs) :])
 
     operator = _DampedHessian(lower_gradient, ys, damping)
     solution = solver(operator, rhs)
-    warn_about(solution, stacklevel=2)
     implicit = -flat_grad(lower_gradient, xs, unflatten(solution.value, ys))
-    return Hypergradient(
+    result = Hypergradient(
         direct=direct,
         implicit=implicit,
         regularizer=torch.zeros_like(direct),
         solution=solution,
         parameters=list(upper_params.values()),
     )
+    warn_about(
+        result, "lower_params is not at a local minimum of lower_loss: minimise it further or add damping", stacklevel=3
+    )
+    return result
 
 
 class _DampedHessian:

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..trajectories import Trajectories, require_finite
-from .flat import flat_grad, flatten, gradients, trainable_parameters, unflatten
+from .flat import (
+    differentiating,
+    flat_grad,
+    flatten,
+    gradients,
+    refuse_once_differentiable,
+    trainable_parameters,
+    unflatten,
+)
 
 
 def linearize(policy: nn.Module, trajectories: Trajectories) -> Linearization:
@@ -41,6 +49,7 @@ def linearize(policy: nn.Module, trajectories: Trajectories) -> Linearization:
 class Linearization:
     """The result of `linearize`; J is the (T, P) Jacobian of the log-probabilities at the captured parameters."""
 
+    @differentiating
     def __init__(self, policy: nn.Module, trajectories: Trajectories) -> None:
         if not callable(getattr(policy, "log_prob", None)):
             raise TypeError(
@@ -49,6 +58,8 @@ class Linearization:
         named = trainable_parameters(policy, "policy")
         self._names = list(named)
         self._params = [p.detach().clone().requires_grad_() for p in named.values()]
+        # Copies, so that neither a later change of the policy nor a layer that counts calls (batch norm) is felt.
+        self._buffers = {f"module.{name}": b.detach().clone() for name, b in policy.named_buffers()}
         self._method = MethodCall(policy)
         self._trajectories = trajectories
         observations = trajectories.observations
@@ -86,11 +97,13 @@ class Linearization:
         """(T,) log-probabilities of the actions taken, detached."""
         return self._log_prob.detach()
 
+    @differentiating
     def vjp(self, w: Tensor) -> Tensor:
         """Jᵀw: (T,) -> (P,), the weighted sum of the steps' scores."""
         self._check_steps("w", w)
         return flat_grad([self._log_prob], self._params, [w], retain_graph=True)
 
+    @differentiating
     def jvp(self, v: Tensor) -> Tensor:
         """J v: (P,) -> (T,), each step's score times v."""
         tangents = unflatten(v, self._params, name="v")
@@ -103,6 +116,7 @@ class Linearization:
         """(Σ_t w_t ∇² log π_t) v: (T,), (P,) -> (P,)."""
         return self.jvp_and_hvp(w, v)[1]
 
+    @differentiating
     def jvp_and_hvp(self, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """`jvp(v)` and `hvp(w, v)` in one pass; the graph for w is kept until another w comes."""
         self._check_steps("w", w)
@@ -113,6 +127,7 @@ class Linearization:
         step_products, *products = gradients(transposed, [cotangent, *self._params], tangents, retain_graph=True)
         return step_products, flatten(products)
 
+    @differentiating
     def fisher_vp(self, w: Tensor, v: Tensor) -> Tensor:
         """(Σ_t w_t F(s_t)) v: (T,), (P,) -> (P,), with F(s) = E_{a∼π(·|s)}[∇log π ∇log πᵀ].
 
@@ -134,6 +149,7 @@ class Linearization:
             weighted = w.unsqueeze(-1) * self._call("params_fisher", head.detach(), head_tangent)
         return flat_grad([head], self._params, [weighted], retain_graph=True)
 
+    @differentiating
     def scores(self) -> Tensor:
         """(N, P): each trajectory's score Σ_t ∇ log π_t. The only product that holds N×P numbers."""
         offsets = self._trajectories.offsets.tolist()
@@ -157,7 +173,7 @@ class Linearization:
 
     def _call(self, method: str, *args: Tensor) -> Tensor:
         params = {f"module.{name}": p for name, p in zip(self._names, self._params, strict=True)}
-        return functional_call(self._method, params, (method, *args))
+        return functional_call(self._method, {**params, **self._buffers}, (method, *args))
 
     def _check_steps(self, name: str, tensor: Tensor) -> None:
         if tensor.shape != self._log_prob.shape:
@@ -177,22 +193,5 @@ class MethodCall(nn.Module):
 
 def _transpose(output: Tensor, params: list[Tensor], cotangent: Tensor) -> list[Tensor]:
     transposed = gradients([output], params, [cotangent], create_graph=True)
-    _refuse_once_differentiable(transposed)
+    refuse_once_differentiable(transposed, "policy.log_prob")
     return transposed
-
-
-def _refuse_once_differentiable(tensors: list[Tensor]) -> None:
-    """torch raises only when such a function's second derivative reaches it, and on the way to the parameters none does:
-    its part would silently be missing."""
-    pending, seen = [t.grad_fn for t in tensors], set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "torch::autograd::Error":
-            raise TypeError(
-                "policy: its log-probabilities go through a once-differentiable function, so that second derivatives "
-                "would silently miss it; parl_core.preflight(policy, observations, actions) names it"
-            )
-        seen.add(node)
-        pending += [parent for parent, _ in node.next_functions]

@@ -76,6 +76,11 @@ class TrajectoryLoss:
 
 def evaluate_reward(reward: nn.Module, trajectories: Trajectories) -> Tensor:
     """(T,) rewards of all steps, checked for shape and finiteness."""
+    given, own = trajectories.observations, next(reward.parameters(), None)
+    if own is not None and (own.dtype != given.dtype or own.device != given.device):
+        raise ValueError(
+            f"observations are {given.dtype} on {given.device}, but the reward's parameters are {own.dtype} on {own.device}"
+        )
     values = reward(trajectories.observations, trajectories.actions)
     if not isinstance(values, Tensor) or values.shape != (trajectories.num_steps,):
         came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

@@ -51,19 +51,20 @@ class Hypergradient:
                     parameter.grad.add_(piece)
 
 
-def warn_about(solution: Solution, stacklevel: int) -> None:
-    """Say aloud what a caller who does not look at the solution would miss."""
+def warn_about(result: Hypergradient, not_at_optimum: str, stacklevel: int) -> None:
+    """Say aloud what a caller who does not look at the parts would miss."""
+
+    def warn(sentence: str) -> None:
+        warnings.warn(sentence, HypergradientWarning, stacklevel=stacklevel + 2)
+
+    solution = result.solution
     if not solution.status.ok:
-        warnings.warn(
+        warn(
             f"the linear solve ended with {solution.status.name} after {solution.iterations} iterations, relative "
-            f"residual {float(solution.residuals[-1]):.2e}: {solution.status.message}",
-            HypergradientWarning,
-            stacklevel=stacklevel + 1,
+            f"residual {float(solution.residuals[-1]):.2e}: {solution.status.message}"
         )
     if solution.negative_curvature:
-        warnings.warn(
-            "the lower level curves upward along a search direction, so the policy is not at a local maximum of its "
-            "value: train it further, add damping, or use Fisher curvature",
-            HypergradientWarning,
-            stacklevel=stacklevel + 1,
-        )
+        warn(f"the lower level has a direction of the wrong curvature, so {not_at_optimum}")
+    for name in ("direct", "implicit", "regularizer"):
+        if not bool(torch.isfinite(getattr(result, name)).all()):
+            warn(f"the {name} term holds a NaN or an infinity")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def draw_runs(paths: Sequence[Path], output: Path) -> Path:
     """Draw the true return of several runs, a panel per environment: each run thin, the mean of an algorithm bold.
 
     Raises:
-        RunFolderError: a path is no run folder, or has no evaluation yet, or the picture cannot be written.
+        RunFolderError: a path is no run folder, or no run has an evaluation yet, or the picture cannot be written.
     """
     groups: dict[str, dict[str, list[tuple[TrainConfig, list[dict[str, float]]]]]] = defaultdict(
         lambda: defaultdict(list)
@@ -73,8 +74,11 @@ def draw_runs(paths: Sequence[Path], output: Path) -> Path:
         config.validate()
         rows = read_metrics(path)
         if not rows:
-            raise RunFolderError(f"{path} has no evaluation yet")
+            print(f"parl: {path} has no evaluation yet and is left out", file=sys.stderr)
+            continue
         groups[config.env][config.algorithm].append((config, rows))
+    if not groups:
+        raise RunFolderError("None of these runs has an evaluation yet")
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(1, len(groups), figsize=(6 * len(groups), 4), squeeze=False)
     for axis, (env, algorithms) in zip(axes.flat, sorted(groups.items()), strict=True):
@@ -90,7 +94,7 @@ def draw_runs(paths: Sequence[Path], output: Path) -> Path:
         axis.set_title(env, fontsize=10)
         axis.set_xlabel("environment steps")
         axis.set_ylabel("true return")
-        if min(row["true_return"] for rows in runs for row in rows) >= 0:
+        if min(row["true_return"] for runs in algorithms.values() for _, rows in runs for row in rows) >= 0:
             axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

@@ -104,6 +104,19 @@ class RunFolder:
         self.rows = list(rows)
         self._write_rows()
 
+    def set_aside_rows(self) -> Path | None:
+        """Move a metrics.csv that no checkpoint belongs to out of the way; returns its new name."""
+        if not (self.path / "metrics.csv").exists():
+            return None
+        number = 1
+        while (aside := self.path / f"metrics.{number}.csv").exists():
+            number += 1
+        try:
+            os.replace(self.path / "metrics.csv", aside)
+        except OSError as error:
+            raise RunFolderError(f"Cannot rename {self.path / 'metrics.csv'}: {error.strerror or error}") from error
+        return aside
+
     def write_json(self, name: str, data: Any) -> None:
         """Write a small JSON file into the folder."""
         write_atomically(self.path / name, (json.dumps(data, indent=2) + "\n").encode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -56,13 +55,18 @@ def resume(path: Path, steps: int | None, console: Console) -> RunFolder:
     _require_extras()
     if not folder.checkpoint_path.exists():
         with _trainer(config) as trainer:
-            _say(console, f"{path} has no checkpoint yet: the run begins anew")
+            aside = folder.set_aside_rows()
+            kept = f"; its evaluations so far are in {aside}" if aside else ""
+            _say(console, f"{path} has no checkpoint: the run begins anew{kept}")
             folder.write_json("config.json", to_dict(config))
-            folder.set_rows([])
             return _begin(trainer, folder, console)
     state = folder.load()
     _refuse_changes(from_dict(state["config"]), config, path)
+    random = Evaluation(**{**state["random"], "returns": tuple(state["random"]["returns"])})
     if state["trainer"]["step"] >= config.steps:
+        if state["trainer"]["step"] == config.steps and not (path / "summary.json").exists():
+            folder.set_rows(state["rows"])
+            return _close(folder, random, console)  # it was stopped after its last step
         raise ConfigError(
             f"The run in {path} has done all its {state['trainer']['step']} steps: give a larger --steps to go on"
         )
@@ -71,8 +75,7 @@ def resume(path: Path, steps: int | None, console: Console) -> RunFolder:
         folder.set_rows(state["rows"])
         folder.write_json("config.json", to_dict(config))
         _say(console, f"{config.algorithm} on {config.env} goes on at step {trainer.step} in {path}")
-        random = state["random"]
-        return _run(trainer, folder, Evaluation(**{**random, "returns": tuple(random["returns"])}), console)
+        return _run(trainer, folder, random, console)
 
 
 def _begin(trainer: Trainer, folder: RunFolder, console: Console) -> RunFolder:
@@ -118,7 +121,7 @@ def _trainer(config: TrainConfig) -> Iterator[Trainer]:
 
 def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Console) -> RunFolder:
     config = trainer.config
-    saved_at, started = trainer.step, time.perf_counter()
+    saved_at = trainer.step
 
     def save() -> None:
         nonlocal saved_at
@@ -139,9 +142,15 @@ def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Conso
                     save()
                 ctrl_c.check()
         except KeyboardInterrupt as error:
-            at = f"checkpoint at step {saved_at}" if saved_at else "no checkpoint yet"
-            how = f"; go on with: parl train --resume {folder.path}" if saved_at else ""
-            raise Interrupted(f"Stopped at step {trainer.step}, {at}{how}") from error
+            at = f"the last checkpoint is at step {saved_at}" if saved_at else "before the first checkpoint"
+            raise Interrupted(
+                f"Stopped at step {trainer.step}, {at}; go on with: parl train --resume {folder.path}"
+            ) from error
+    return _close(folder, random, console)
+
+
+def _close(folder: RunFolder, random: Evaluation, console: Console) -> RunFolder:
+    """What comes after the last step: the picture, the summary and the table."""
     curve = draw_run(folder.path, random.true_return)
     folder.write_json(
         "summary.json",
@@ -149,7 +158,6 @@ def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Conso
             "random_return": random.true_return,
             "first_return": folder.rows[0]["true_return"],
             "last_return": folder.rows[-1]["true_return"],
-            "seconds": round(time.perf_counter() - started, 1),
         },
     )
     console.print(summary_table(random, folder.rows))

@@ -15,7 +15,8 @@ from .solution import LinearOperator, Solution, Status, damping_of
 class Dense:
     """Forms the matrix from P products and solves through its eigenvalues: the oracle for small P.
 
-    Directions whose eigenvalue is below P·eps·|largest| are treated as the null space and left at zero (minimum norm).
+    Directions whose eigenvalue is lost in the rounding of the products, below √P·eps·|largest|, are treated as the null
+    space and left at zero (minimum norm), unless the operator's own damping makes them count.
     """
 
     def __call__(self, operator: LinearOperator, rhs: Tensor, x0: Tensor | None = None) -> Solution:
@@ -32,15 +33,17 @@ class Dense:
         elif not bool(torch.isfinite(matrix).all()):
             status, value = Status.NON_FINITE_OPERATOR, torch.full_like(rhs, float("nan"))
         else:
-            eigenvalues, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T))
-            cutoff = size * eps * (eigenvalues.abs().max() if size else 0.0)
-            kept = eigenvalues.abs() > cutoff
+            eigenvalues, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T).double())
+            rounding = max(10.0, size**0.5) * eps * (float(eigenvalues.abs().max()) if size else 0.0)
+            damping = damping_of(operator)
+            kept = eigenvalues.abs() > (min(rounding, 0.5 * damping) if damping else rounding)
             inverse = torch.where(kept, 1.0 / torch.where(kept, eigenvalues, 1.0), 0.0)
-            value = vectors @ (inverse * (vectors.T @ system.rhs))
-            negative = bool((eigenvalues < -cutoff).any())
+            parts = vectors.T @ system.rhs.double()
+            value = (vectors @ (inverse * parts)).to(rhs.dtype)
+            negative = bool((eigenvalues < -rounding).any())
+            if float(parts[~kept].norm()) > eps**0.75:
+                status = Status.INCONSISTENT
         residual = (system.rhs - matrix @ value).norm()
-        if status is Status.CONVERGED and float(residual) > eps**0.5:
-            status = Status.INCONSISTENT
         return Solution(
             value=system.unscaled(value),
             status=status,

@@ -106,7 +106,7 @@ def drive(method: Method[State], system: System, x0: Tensor | None, *, rtol: flo
 
     while True:
         active = torch.isfinite(state.norm) & (state.norm > rtol) & ~state.halted & (failures < PATIENCE)
-        over = taken == max_iterations or (look and not bool(active))
+        over = taken >= max_iterations or (look and not bool(active))
         if not checked and (over or taken % CHECK_EVERY == 0):
             state, restarted = _check(method, system, state, rtol)
             stuck = restarted & (state.norm > 0.5 * best)
@@ -149,7 +149,11 @@ def _start(system: System, x0: Tensor | None) -> tuple[Tensor, Tensor]:
     check_vector("x0", x0, like=system.rhs)
     # No residual is small relative to a right-hand side of zero: the answer there is zero, whatever x0.
     x = torch.where(system.rhs.any(), system.scaled(x0), 0.0 * x0)
-    return x, system.residual(x)
+    residual = system.residual(x)
+    # A start so far off that rounding of its residual would swamp b, or that overflows in b's units, is not used.
+    limit = torch.finfo(x.dtype).eps ** -0.5 * system.rhs.norm()
+    hopeless = torch.isfinite(x0).all() & ~(residual.norm() <= limit)
+    return torch.where(hopeless, 0.0, x), torch.where(hopeless, system.rhs, residual)
 
 
 def _check(method: Method[State], system: System, state: State, rtol: float) -> tuple[State, Tensor]:
@@ -205,7 +209,7 @@ def check_vector(name: str, vector: Tensor, like: Tensor | None = None) -> None:
 
 def check_limits(rtol: float, max_iterations: int) -> None:
     """Refuse limits under which nothing could converge."""
-    if not rtol > 0:
-        raise ValueError(f"rtol must be positive, got {rtol}")
-    if max_iterations < 1:
-        raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
+    if not isinstance(rtol, float | int) or not rtol > 0:
+        raise ValueError(f"rtol must be a positive number, got {rtol!r}")
+    if not isinstance(max_iterations, int) or max_iterations < 1:
+        raise ValueError(f"max_iterations must be an integer of at least 1, got {max_iterations!r}")

@@ -87,11 +87,12 @@ class _Richardson:
         norm = residual.norm()
         curvature = state.residual.dot(state.residual - residual)  # η rᵀA r
         rounding = torch.finfo(norm.dtype).eps * torch.clamp_min(torch.maximum(norm, x.norm() / self.step_size), 1.0)
+        halted = torch.isfinite(norm) & (norm > 10.0 * state.smallest)
         return _State(
-            x=x,
-            norm=norm,
+            x=torch.where(halted, state.x, x),
+            norm=torch.where(halted, state.norm, norm),
             negative=state.negative | (curvature < -100.0 * rounding * state.norm),
-            halted=norm > 10.0 * state.smallest,
-            residual=residual,
+            halted=halted,
+            residual=torch.where(halted, state.residual, residual),
             smallest=torch.minimum(state.smallest, norm),
         )

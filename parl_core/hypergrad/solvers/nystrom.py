@@ -61,15 +61,15 @@ class NystromPCG:
         """Solve operator(x) = rhs for rhs (P,), from x0 (P,) or from zero; one product an iteration, `rank` for a sketch."""
         system, damping = System(operator, rhs), damping_of(operator)
         sketch = self._sketch
-        if sketch is None or not sketch.fits(rhs):
+        is_new = sketch is None or not sketch.fits(rhs)
+        if sketch is None or is_new:
             sketch = self._sketch = _make_sketch(system, damping, self.rank, self.seed)
         method = ConjugateGradients(precondition=sketch.preconditioner(damping))
         solution = drive(method, system, x0, rtol=self.rtol, max_iterations=self.max_iterations)
         if not sketch.finite:  # the solve has named the NaN; the next one must not inherit it
             self.reset()
-        return dataclasses.replace(
-            solution, negative_curvature=solution.negative_curvature or sketch.smallest_curvature < -damping
-        )
+        seen = is_new and sketch.smallest_curvature < -damping  # of this operator, not of an earlier one
+        return dataclasses.replace(solution, negative_curvature=solution.negative_curvature or seen)
 
 
 @dataclass(frozen=True)

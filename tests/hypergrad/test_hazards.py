@@ -1,0 +1,145 @@
+"""Ways of getting a wrong answer without a word, each of them closed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import parl_core as parl
+
+F64 = torch.float64
+
+
+class Squared(torch.autograd.Function):
+    """x², whose backward cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2 * x * gradient
+
+
+def problem(policy=None, reward=None, dtype=torch.float32):
+    torch.manual_seed(0)
+    policy = policy or parl.policies.GaussianPolicy(3, 2, (4,)).to(dtype)
+    reward = reward or parl.rewards.RewardEnsemble(3, 2, (4,)).to(dtype)
+    steps, offsets = 12, torch.tensor([0, 3, 7, 12])
+
+    def data():
+        return parl.Trajectories(torch.randn(steps, 3, dtype=dtype), torch.randn(steps, 2, dtype=dtype), offsets)
+
+    pairs = parl.PreferencePairs(data(), data(), torch.tensor([0.0, 1.0, 1.0]))
+    options = dict(loss=parl.PreferenceLoss(), discount=0.9, curvature=parl.Fisher(0.1, damping=0.1))
+    return policy, reward, data(), pairs, options
+
+
+def test_inference_mode_changes_nothing():
+    policy, reward, lower, upper, options = problem()
+    expected = parl.hypergradient(policy, reward, lower, upper, **options)
+    with torch.inference_mode():
+        result = parl.hypergradient(policy, reward, lower, upper, **options)
+        linear = parl.linearize(policy, lower)
+        product = linear.hvp(torch.ones(12), torch.ones(linear.num_params))
+        implicit = parl.implicit_gradient(
+            lambda up, low: (low["y"] ** 2).sum(),
+            lambda up, low: ((low["y"] - up["x"]) ** 2).sum(),
+            {"x": torch.ones(3)},
+            {"y": torch.ones(3)},
+        )
+    assert expected.implicit.norm() > 0
+    torch.testing.assert_close(result.total, expected.total)
+    torch.testing.assert_close(product, linear.hvp(torch.ones(12), torch.ones(linear.num_params)))
+    torch.testing.assert_close(implicit.total, torch.full((3,), 2.0))
+
+
+def test_a_once_differentiable_lower_loss_is_refused():
+    with pytest.raises(TypeError, match="lower_loss goes through a once-differentiable function"):
+        parl.implicit_gradient(
+            lambda up, low: (low["y"] ** 3).sum(),
+            lambda up, low: (0.5 * Squared.apply(low["y"]) - up["x"] * low["y"]).sum(),
+            {"x": torch.ones(3)},
+            {"y": torch.ones(3)},
+        )
+
+
+def test_a_gradient_that_is_not_finite_warns():
+    class Kinked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(5))
+
+        def forward(self, observations, actions):
+            return ((torch.cat((observations, actions), -1) @ self.weight) ** 2).sqrt()
+
+    policy, reward, lower, upper, options = problem(reward=Kinked())
+    with pytest.warns(parl.HypergradientWarning, match="direct term holds a NaN"):
+        result = parl.hypergradient(policy, reward, lower, upper, **options)
+    assert result.direct.isnan().any()  # and stays one
+
+
+def test_dense_does_not_cut_what_damping_makes_count():
+    large, small = torch.linspace(1, 2, 20), torch.zeros(280)
+    diagonal = torch.cat((large, small)) + 1e-4
+
+    class Damped:
+        damping = 1e-4
+
+        def __call__(self, vector):
+            return diagonal * vector
+
+    rhs = torch.cat((torch.ones(20), torch.full((280,), 3e-5)))
+    solution = parl.Dense()(Damped(), rhs)
+    assert solution.status is parl.Status.CONVERGED
+    torch.testing.assert_close(solution.value, rhs / diagonal, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("solver", [parl.CG(), parl.MINRES(), parl.Neumann(max_iterations=2000)], ids=str)
+def test_a_hopeless_start_is_not_used(solver):
+    diagonal = torch.linspace(1, 10, 10)
+    solution = solver(lambda v: diagonal * v, torch.full((10,), 1e-20), torch.ones(10))
+    assert solution.status is parl.Status.CONVERGED
+    torch.testing.assert_close(solution.value, 1e-20 / diagonal, rtol=1e-4, atol=0)
+
+
+def test_a_kept_sketch_does_not_keep_its_negative_curvature():
+    solver = parl.NystromPCG(rank=5)
+    indefinite, definite = torch.linspace(-1, 2, 10), torch.linspace(1, 2, 10)
+    assert solver(lambda v: indefinite * v, torch.ones(10)).negative_curvature
+    assert not solver(lambda v: definite * v, torch.ones(10)).negative_curvature
+
+
+def test_a_policys_buffers_are_left_alone():
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.policy = nn.BatchNorm1d(3), parl.policies.GaussianPolicy(3, 2, (4,))
+
+        def log_prob(self, observations, actions):
+            return self.policy.log_prob(self.norm(observations), actions)
+
+    policy, reward, lower, upper, options = problem(policy=Normalised())
+    before = {name: buffer.clone() for name, buffer in policy.named_buffers()}
+    parl.hypergradient(policy, reward, lower, upper, **options)
+    for name, buffer in policy.named_buffers():
+        assert torch.equal(buffer, before[name])
+
+
+def test_wrong_kinds_are_named():
+    policy, reward, lower, upper, options = problem()
+    with pytest.raises(TypeError, match="solver must be an instance"):
+        parl.hypergradient(policy, reward, lower, upper, solver=parl.CG, **options)
+    with pytest.raises(TypeError, match="curvature must be an instance"):
+        parl.hypergradient(policy, reward, lower, upper, **{**options, "curvature": parl.Fisher})
+    with pytest.raises(ValueError, match=r"the reward's parameters are torch\.float64"):
+        parl.hypergradient(policy, reward.double(), lower, upper, **options)
+    with pytest.raises(ValueError, match="max_iterations must be an integer"):
+        parl.CG(max_iterations=10.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rtol must be a positive number"):
+        parl.CG(rtol="1")  # type: ignore[arg-type]
