@@ -155,8 +155,6 @@ class TrainConfig:
             "implicit.max_iterations": self.implicit.max_iterations,
             "implicit.refresh_interval": self.implicit.refresh_interval,
             "threads": 1 if self.threads is None else self.threads,
-        }
-        positive |= {
             "sac.target_update_interval": self.sac.target_update_interval,
             "sac.hidden": min(self.sac.hidden, default=1),
             "reward.hidden": min(self.reward.hidden, default=1),
@@ -203,6 +201,11 @@ class TrainConfig:
             raise ConfigError(
                 f"random_steps and replay_capacity must be at least 10, got {self.random_steps} and "
                 f"{self.replay_capacity}"
+            )
+        if self.algorithm == "a-parl" and self.reward.pool_episodes < 2:
+            raise ConfigError(
+                "reward.pool_episodes must be at least 2 for a-parl, whose upper and lower data come from different "
+                f"episodes, got {self.reward.pool_episodes}"
             )
         if self.algorithm == "a-parl" and self.implicit.recent_steps < self.reward.segment_length:
             raise ConfigError(

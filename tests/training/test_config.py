@@ -58,6 +58,7 @@ def test_paper_presets_hold_the_published_numbers():
         (dict(reward=RewardConfig(learning_rate=-1.0)), ConfigError, "reward.learning_rate"),
         (dict(entropy_references=3), ConfigError, "entropy_references"),
         (dict(replay_capacity=1), ConfigError, "replay_capacity"),
+        (dict(reward=RewardConfig(pool_episodes=1)), ConfigError, "reward.pool_episodes must be at least 2 for a-parl"),
         (dict(implicit=ImplicitConfig(recent_steps=10)), ConfigError, "implicit.recent_steps must hold a segment"),
         (dict(implicit=ImplicitConfig(on_policy_share=1.5)), ConfigError, "implicit.on_policy_share"),
     ],
