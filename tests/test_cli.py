@@ -144,6 +144,14 @@ def test_a_run_stopped_after_its_last_step_is_closed(point_mass, capsys, tmp_pat
     assert (run / "summary.json").exists()
     assert (run / "curve.png").exists()
     assert (run / "metrics.csv").read_bytes() == metrics
+    assert cli.main(["train", "--resume", str(run), "--steps", "200"]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 200
+    (run / "summary.json").write_text(
+        json.dumps({**summary, "steps": 100})
+    )  # the prolonged run, stopped before its end
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    assert json.loads((run / "summary.json").read_text()) == summary
 
 
 def test_plot_leaves_out_a_run_without_evaluations_and_shows_negative_returns(point_mass, capsys, tmp_path):

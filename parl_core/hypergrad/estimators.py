@@ -72,7 +72,7 @@ def hypergradient(
         NonFiniteError: a NaN or an infinity in rewards, log-probabilities or the loss.
 
     Warns:
-        HypergradientWarning: the solve did not converge, or the lower level is not at a maximum.
+        HypergradientWarning: the solve did not converge, the lower level is not at a maximum, or a term is not finite.
     """
     for name, given in (("curvature", curvature), ("solver", solver), ("loss", loss)):
         if isinstance(given, type):
@@ -85,8 +85,7 @@ def hypergradient(
         raise ValueError("lower must hold at least one step, got none: without it there is no implicit term")
     reward_params = list(trainable_parameters(reward, "reward").values())
 
-    with torch.enable_grad():
-        losses = loss.per_sample(reward, upper)
+    losses = loss.per_sample(reward, upper)
     if losses.shape[0] == 0:
         raise ValueError("upper must hold at least one sample, got none")
     require_finite("the upper loss", losses.detach())
@@ -98,8 +97,7 @@ def hypergradient(
     rhs = _weighted_scores(policy, loss.trajectories(upper), upper.weights * values)
 
     linearization = linearize(policy, lower)
-    with torch.enable_grad():
-        rewards = evaluate_reward(reward, lower)
+    rewards = evaluate_reward(reward, lower)
     operator = curvature.operator(linearization, rewards.detach(), discount)
     solution = solver(operator, rhs, x0)
 
@@ -134,8 +132,7 @@ def _regularizer_gradient(
 ) -> Tensor:
     if regularizer is None:
         return torch.zeros(sum(p.numel() for p in params), dtype=params[0].dtype, device=params[0].device)
-    with torch.enable_grad():
-        value = regularizer(reward)
+    value = regularizer(reward)
     if not isinstance(value, Tensor) or value.dim() != 0:
         came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"regularizer(reward) must return a scalar tensor, got {came}")

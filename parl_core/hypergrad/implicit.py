@@ -51,11 +51,10 @@ def implicit_gradient(
     lower = _leaves(lower_params, "lower_params")
     xs, ys = list(upper.values()), list(lower.values())
 
-    with torch.enable_grad():
-        upper_value = _scalar("upper_loss", upper_loss(upper, lower))
-        lower_value = _scalar("lower_loss", lower_loss(upper, lower))
-        one = torch.ones_like(lower_value).requires_grad_()  # only then does torch mark once-differentiable functions
-        lower_gradient = gradients([lower_value], ys, [one], create_graph=True)
+    upper_value = _scalar("upper_loss", upper_loss(upper, lower))
+    lower_value = _scalar("lower_loss", lower_loss(upper, lower))
+    one = torch.ones_like(lower_value).requires_grad_()  # only then does torch mark once-differentiable functions
+    lower_gradient = gradients([lower_value], ys, [one], create_graph=True)
     refuse_once_differentiable(lower_gradient, "lower_loss")
     derivative = gradients([upper_value], [*xs, *ys], [torch.ones_like(upper_value)])
     direct, rhs = flatten(derivative[: len(xs)]), flatten(derivative[len(xs) :])

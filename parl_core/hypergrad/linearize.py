@@ -71,8 +71,7 @@ class Linearization:
         self._has_fisher = all(
             callable(getattr(policy, name, None)) for name in ("distribution_params", "params_fisher")
         )
-        with torch.enable_grad():
-            self._log_prob = self._call("log_prob", observations, trajectories.actions)
+        self._log_prob = self._call("log_prob", observations, trajectories.actions)
         if self._log_prob.shape != (trajectories.num_steps,):
             raise ValueError(
                 f"policy.log_prob must return shape (T,) = ({trajectories.num_steps},), "
@@ -139,10 +138,9 @@ class Linearization:
             return self.vjp(w * self.jvp(v))
         tangents = unflatten(v, self._params, name="v")
         if self._head_graph is None:
-            with torch.enable_grad():
-                head = self._call("distribution_params", self._trajectories.observations)
-                cotangent = torch.zeros_like(head).requires_grad_()
-                self._head_graph = (head, cotangent, _transpose(head, self._params, cotangent))
+            head = self._call("distribution_params", self._trajectories.observations)
+            cotangent = torch.zeros_like(head).requires_grad_()
+            self._head_graph = (head, cotangent, _transpose(head, self._params, cotangent))
         head, cotangent, transposed = self._head_graph
         head_tangent = gradients(transposed, [cotangent], tangents, retain_graph=True)[0]
         with torch.no_grad():
@@ -157,19 +155,15 @@ class Linearization:
         for row, start, end in zip(rows, offsets[:-1], offsets[1:], strict=True):
             if end == start:
                 continue
-            with torch.enable_grad():
-                total = self._call(
-                    "log_prob",
-                    self._trajectories.observations[start:end],
-                    self._trajectories.actions[start:end],
-                ).sum()
+            total = self._call(
+                "log_prob", self._trajectories.observations[start:end], self._trajectories.actions[start:end]
+            ).sum()
             row.copy_(flat_grad([total], self._params, [torch.ones_like(total)]))
         return rows
 
     def _build_vjp_graph(self, w: Tensor) -> tuple[Tensor, list[Tensor]]:
-        with torch.enable_grad():
-            cotangent = w.detach().clone().requires_grad_()
-            return cotangent, _transpose(self._log_prob, self._params, cotangent)
+        cotangent = w.detach().clone().requires_grad_()
+        return cotangent, _transpose(self._log_prob, self._params, cotangent)
 
     def _call(self, method: str, *args: Tensor) -> Tensor:
         params = {f"module.{name}": p for name, p in zip(self._names, self._params, strict=True)}

@@ -22,22 +22,21 @@ def draw_run(path: Path, random_return: float | None = None) -> Path:
     """Draw one run into its curve.png: true return, reward model, implicit term, linear solve."""
     _, config = RunFolder.open(path)
     rows = read_metrics(path)
-    panels: list[tuple[str, list[tuple[str, str]]]] = [("True return", [("true_return", "mean of an evaluation")])]
+    panels = [("True return", "true_return")]
     if any("success_rate" in row for row in rows):
-        panels.append(("Success rate", [("success_rate", "any step of the episode")]))
+        panels.append(("Success at any step of the episode", "success_rate"))
     if config.learns_reward:
-        panels.append(("Reward model accuracy on its labels", [("reward_accuracy", "mean over members")]))
+        panels.append(("Reward model accuracy on its labels", "reward_accuracy"))
     if config.algorithm == "a-parl":
-        panels.append((RATIO, [("implicit_to_direct", "mean of a session")]))
-        panels.append(("CG iterations", [("solver_iterations", "mean of a session")]))
+        panels.append((RATIO, "implicit_to_direct"))
+        panels.append(("CG iterations", "solver_iterations"))
     pyplot = _pyplot()
     across = 1 if len(panels) == 1 else 2
     down = -(-len(panels) // across)
     figure, axes = pyplot.subplots(down, across, figsize=(5.5 * across, 3.2 * down), squeeze=False)
-    for axis, (title, lines) in zip(axes.flat, panels, strict=False):
-        for column, label in lines:
-            shown = [(row["step"], row[column]) for row in rows if column in row]
-            axis.plot([s for s, _ in shown], [v for _, v in shown], marker="o", markersize=3, label=label)
+    for axis, (title, column) in zip(axes.flat, panels, strict=False):
+        shown = [(row["step"], row[column]) for row in rows if column in row]
+        axis.plot([s for s, _ in shown], [v for _, v in shown], marker="o", markersize=3, label="mean of an evaluation")
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("environment steps")
         axis.set_yscale("log" if title == RATIO else "linear")
@@ -88,7 +87,7 @@ def draw_runs(paths: Sequence[Path], output: Path) -> Path:
             for rows in runs:
                 steps = [row["step"] for row in rows]
                 axis.plot(steps, [row["true_return"] for row in rows], color=colour, alpha=0.35, linewidth=1)
-            steps, means, _ = mean_by_step(runs, "true_return")
+            steps, means = mean_by_step(runs, "true_return")
             seeds = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
             axis.plot(steps, means, color=colour, linewidth=2.2, label=f"{algorithm} (mean of {seeds})")
         axis.set_title(env, fontsize=10)

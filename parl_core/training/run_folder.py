@@ -104,6 +104,13 @@ class RunFolder:
         self.rows = list(rows)
         self._write_rows()
 
+    def summarised_steps(self) -> int | None:
+        """The length of the run that summary.json speaks of; None without a readable one."""
+        try:
+            return json.loads((self.path / "summary.json").read_text()).get("steps")
+        except (OSError, ValueError, AttributeError):
+            return None
+
     def set_aside_rows(self) -> Path | None:
         """Move a metrics.csv that no checkpoint belongs to out of the way; returns its new name."""
         if not (self.path / "metrics.csv").exists():
@@ -160,14 +167,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return table
 
 
-def mean_by_step(runs: Sequence[list[dict[str, float]]], column: str) -> tuple[list[float], list[float], list[float]]:
-    """Steps that all runs have, with mean and standard deviation of a column over the runs."""
+def mean_by_step(runs: Sequence[list[dict[str, float]]], column: str) -> tuple[list[float], list[float]]:
+    """Steps that all runs have, with the mean of a column over the runs."""
     tables = [{row["step"]: row[column] for row in rows if column in row} for rows in runs]
     steps = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
-    means, spreads = [], []
-    for step in steps:
-        values = [table[step] for table in tables]
-        mean = sum(values) / len(values)
-        means.append(mean)
-        spreads.append((sum((v - mean) ** 2 for v in values) / len(values)) ** 0.5)
-    return steps, means, spreads
+    return steps, [sum(table[step] for table in tables) / len(tables) for step in steps]

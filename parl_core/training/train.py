@@ -64,7 +64,7 @@ def resume(path: Path, steps: int | None, console: Console) -> RunFolder:
     _refuse_changes(from_dict(state["config"]), config, path)
     random = Evaluation(**{**state["random"], "returns": tuple(state["random"]["returns"])})
     if state["trainer"]["step"] >= config.steps:
-        if state["trainer"]["step"] == config.steps and not (path / "summary.json").exists():
+        if state["trainer"]["step"] == config.steps and folder.summarised_steps() != config.steps:
             folder.set_rows(state["rows"])
             return _close(folder, random, console)  # it was stopped after its last step
         raise ConfigError(
@@ -128,7 +128,7 @@ def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Conso
         folder.save({"config": to_dict(config), "trainer": trainer.state_dict(), "random": vars(random)})
         saved_at = trainer.step
 
-    with Display(config, console) as display, _TensorBoard(folder.path) as board, _CtrlC() as ctrl_c:
+    with Display(config, console) as display, _TensorBoard(folder.path, trainer.step) as board, _CtrlC() as ctrl_c:
         display.start_at(trainer.step)
         try:
             for event in trainer.run():
@@ -155,6 +155,7 @@ def _close(folder: RunFolder, random: Evaluation, console: Console) -> RunFolder
     folder.write_json(
         "summary.json",
         {
+            "steps": folder.rows[-1]["step"],
             "random_return": random.true_return,
             "first_return": folder.rows[0]["true_return"],
             "last_return": folder.rows[-1]["true_return"],
@@ -202,14 +203,14 @@ def _leave_writer_threads_errors_to_us() -> None:
 
 
 class _TensorBoard:
-    """Scalars for TensorBoard, by environment step."""
+    """Scalars for TensorBoard, by environment step; on a resume what was logged after the checkpoint is superseded."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         _leave_writer_threads_errors_to_us()
         try:
-            self._writer: Any = SummaryWriter(str(path))
+            self._writer: Any = SummaryWriter(str(path), purge_step=step + 1 if step else None)
         except OSError as error:
             raise RunFolderError(f"Cannot write TensorBoard events into {path}: {error.strerror or error}") from error
 

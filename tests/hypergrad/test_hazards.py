@@ -7,23 +7,9 @@ import torch
 from torch import nn
 
 import parl_core as parl
+from tests.hypergrad.once import Squared
 
 F64 = torch.float64
-
-
-class Squared(torch.autograd.Function):
-    """x², whose backward cannot be differentiated again."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**2
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        return 2 * x * gradient
 
 
 def problem(policy=None, reward=None, dtype=torch.float32):

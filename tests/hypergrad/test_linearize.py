@@ -9,6 +9,7 @@ from torch.func import functional_call, hessian, jacrev
 
 import parl_core as parl
 from parl_core.models.policies import CategoricalPolicy, GaussianPolicy
+from tests.hypergrad.once import Squared
 
 F64 = torch.float64
 
@@ -217,25 +218,13 @@ def test_later_changes_of_the_policy_do_not_reach_the_linearization():
 
 
 def test_a_once_differentiable_function_is_refused_not_dropped():
-    class Square(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x**2
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx, gradient):
-            (x,) = ctx.saved_tensors
-            return 2 * x * gradient
-
     class Policy(nn.Module):
         def __init__(self):
             super().__init__()
             self.inner = gaussian()
 
         def log_prob(self, observations, actions):
-            return -Square.apply(self.inner.log_prob(observations, actions))
+            return -Squared.apply(self.inner.log_prob(observations, actions))
 
     _, trajectories = example("state")
     linear = parl.linearize(Policy(), trajectories)

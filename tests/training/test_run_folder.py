@@ -79,5 +79,5 @@ def test_mean_by_step_uses_the_steps_that_all_runs_have():
         [{"step": 1.0, "true_return": 2.0}, {"step": 2.0, "true_return": 4.0}],
         [{"step": 1.0, "true_return": 4.0}, {"step": 3.0, "true_return": 0.0}],
     ]
-    assert mean_by_step(runs, "true_return") == ([1.0], [3.0], [1.0])
-    assert mean_by_step([], "true_return") == ([], [], [])
+    assert mean_by_step(runs, "true_return") == ([1.0], [3.0])
+    assert mean_by_step([], "true_return") == ([], [])
