@@ -134,6 +134,22 @@ def test_resume_without_a_checkpoint_begins_anew(point_mass, capsys, tmp_path):
     assert (stopped / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
+def test_a_resume_supersedes_what_tensorboard_saw_after_the_checkpoint(point_mass, tmp_path, monkeypatch):
+    from torch.utils import tensorboard
+
+    seen, real = [], tensorboard.SummaryWriter
+
+    def spy(path, purge_step=None):
+        seen.append(purge_step)
+        return real(path, purge_step=purge_step)
+
+    monkeypatch.setattr(tensorboard, "SummaryWriter", spy)
+    run = str(tmp_path / "run")
+    assert cli.main(["train", "--steps", "100", "--run-dir", run, *TINY]) == 0
+    assert cli.main(["train", "--resume", run, "--steps", "200"]) == 0
+    assert seen == [None, 101]
+
+
 def test_a_run_stopped_after_its_last_step_is_closed(point_mass, capsys, tmp_path):
     run = tmp_path / "run"
     assert cli.main(["train", "--steps", "100", "--run-dir", str(run), *TINY]) == 0

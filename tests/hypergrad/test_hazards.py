@@ -129,3 +129,30 @@ def test_wrong_kinds_are_named():
         parl.CG(max_iterations=10.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rtol must be a positive number"):
         parl.CG(rtol="1")  # type: ignore[arg-type]
+
+
+def test_a_warm_start_reaches_the_solver():
+    policy, reward, lower, upper, options = problem(dtype=F64)
+    cold = parl.hypergradient(policy, reward, lower, upper, **options)
+    warm = parl.hypergradient(policy, reward, lower, upper, x0=cold.solution.value, **options)
+    assert cold.solution.iterations > 0
+    assert warm.solution.iterations == 0
+    torch.testing.assert_close(warm.total, cold.total)
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+def test_the_right_hand_side_of_a_sample_by_its_definition(baseline):
+    """b = (1/M) Σ (U_m − the mean of the other U) (S(τ0_m) + S(τ1_m)); without a baseline, U alone."""
+    policy, reward, lower, upper, options = problem(dtype=F64)
+    seen = []
+
+    def solver(operator, rhs, x0=None):
+        seen.append(rhs)
+        return parl.CG()(operator, rhs, x0)
+
+    parl.hypergradient(policy, reward, lower, upper, solver=solver, baseline=baseline, **options)
+    values = parl.PreferenceLoss().per_sample(reward, upper).detach()
+    if baseline:
+        values = torch.stack([values[m] - values[[k for k in range(3) if k != m]].mean() for m in range(3)])
+    scores = parl.linearize(policy, upper.first).scores() + parl.linearize(policy, upper.second).scores()
+    torch.testing.assert_close(seen[0], values @ scores / 3)
