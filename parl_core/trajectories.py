@@ -6,6 +6,7 @@ as in torch's jagged layout.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ class Trajectories:
     They are data: no gradient flows into them, and rollouts collected under `torch.inference_mode` are welcome.
 
     Args:
-        observations: (T, do), floating point.
+        observations: (T, do), floating point, or integers such as token ids.
         actions: (T, da), or (T,) for integer actions.
         offsets: (N+1,) int64, from 0 to T, non-decreasing; empty trajectories are allowed.
         weights: (N,) probabilities (of an enumeration) or importance weights. Left out, the trajectories are taken as
-            an independent sample and each weighs 1/N.
+            an independent sample and each weighs 1/N. They take the dtype of the observations; beside integer
+            observations given ones keep their own, and the others have torch's default dtype.
 
     Raises:
         TypeError, ValueError: a tensor of the wrong type, dtype, shape or device; the message names it.
@@ -36,9 +38,9 @@ class Trajectories:
     ) -> None:
         for name, tensor in (("observations", observations), ("actions", actions), ("offsets", offsets)):
             _require_tensor(name, tensor)
-        if observations.dim() != 2 or not observations.is_floating_point():
+        if observations.dim() != 2 or not _is_number(observations):
             raise ValueError(
-                f"observations must be a floating-point tensor of shape (T, do), got {_describe(observations)}"
+                f"observations must be a floating-point or integer tensor of shape (T, do), got {_describe(observations)}"
             )
         if actions.dim() not in (1, 2) or actions.shape[0] != observations.shape[0]:
             raise ValueError(
@@ -46,28 +48,16 @@ class Trajectories:
                 f"got {_describe(actions)}"
             )
         check_offsets(offsets, observations.shape[0])
-        num = offsets.shape[0] - 1
-        if weights is not None:
-            _require_tensor("weights", weights)
-            if weights.shape != (num,) or not weights.is_floating_point():
-                raise ValueError(
-                    f"weights must be a floating-point tensor of shape (N,) = ({num},), got {_describe(weights)}"
-                )
-        for name, other in (("actions", actions), ("offsets", offsets), ("weights", weights)):
-            if other is not None and other.device != observations.device:
+        for name, other in (("actions", actions), ("offsets", offsets)):
+            if other.device != observations.device:
                 raise ValueError(f"{name} is on {other.device}, but observations is on {observations.device}")
-        for name, other in (("observations", observations), ("actions", actions), ("weights", weights)):
-            require_finite(name, other)
-
+        require_finite("observations", observations)
+        require_finite("actions", actions)
         self.observations = _as_data(observations)
         self.actions = _as_data(actions)
         self.offsets = _as_data(offsets)
         self.is_sample = weights is None
-        self.weights = (
-            torch.full((num,), 1.0 / max(num, 1), dtype=observations.dtype, device=observations.device)
-            if weights is None
-            else _as_data(weights).to(observations.dtype)
-        )
+        self.weights = self._sample_weights() if weights is None else self._checked_weights(weights)
         self._trajectory_index: Tensor | None = None
 
     @property
@@ -113,14 +103,72 @@ class Trajectories:
         zeros = values.new_zeros(self.num_trajectories)
         return zeros.index_add(0, self.trajectory_index, values)
 
+    def select(self, index: Tensor) -> Trajectories:
+        """The trajectories of the numbers `index` (n,) int64, in that order; repeats are allowed.
+
+        A sample stays a sample, in which each now weighs 1/n. Given weights come along unchanged: they are not
+        renormalised.
+
+        Raises:
+            TypeError, ValueError: an index that is not (n,) int64 on the data's device, or outside 0 … N−1.
+        """
+        _check_index(index, self.num_trajectories, self.offsets.device)
+        lengths = self.lengths[index]
+        offsets = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
+        moved = torch.repeat_interleave(self.offsets[index] - offsets[:-1], lengths)  # (T',) old minus new step number
+        steps = moved + torch.arange(moved.shape[0], device=moved.device)
+        chosen = self._share(
+            observations=self.observations[steps],
+            actions=self.actions[steps],
+            offsets=offsets,
+            weights=self.weights[index],
+            _trajectory_index=None,
+        )
+        if self.is_sample:
+            chosen.weights = _uniform(chosen.weights)
+        return chosen
+
+    def with_weights(self, weights: Tensor) -> Trajectories:
+        """The same data, not copied and not checked again, under other `weights` (N,), as in the constructor.
+
+        Raises:
+            TypeError, ValueError, NonFiniteError: as the constructor does for weights.
+        """
+        return self._share(weights=self._checked_weights(weights), is_sample=False)
+
     def to(self, *args: Any, **kwargs: Any) -> Trajectories:
         """Copy to another device or floating-point dtype, as `Tensor.to`; integers stay integers."""
-        return Trajectories(
-            self.observations.to(*args, **kwargs),
+        moved = Trajectories(
+            _move(self.observations, *args, **kwargs),
             _move(self.actions, *args, **kwargs),
             _move(self.offsets, *args, **kwargs),
-            weights=None if self.is_sample else self.weights.to(*args, **kwargs),
+            weights=self.weights.to(*args, **kwargs),
         )
+        if self.is_sample:
+            moved.weights, moved.is_sample = _uniform(moved.weights), True
+        return moved
+
+    def _share(self, **changes: Any) -> Trajectories:
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
+
+    def _sample_weights(self) -> Tensor:
+        dtype = self.observations.dtype if self.observations.is_floating_point() else torch.get_default_dtype()
+        return _uniform(torch.empty(self.num_trajectories, dtype=dtype, device=self.observations.device))
+
+    def _checked_weights(self, weights: Tensor) -> Tensor:
+        _require_tensor("weights", weights)
+        num = self.num_trajectories
+        if weights.shape != (num,) or not weights.is_floating_point():
+            raise ValueError(
+                f"weights must be a floating-point tensor of shape (N,) = ({num},), got {_describe(weights)}"
+            )
+        if weights.device != self.observations.device:
+            raise ValueError(f"weights is on {weights.device}, but observations is on {self.observations.device}")
+        require_finite("weights", weights)
+        dtype = self.observations.dtype if self.observations.is_floating_point() else weights.dtype
+        return _as_data(weights).to(dtype)
 
     def __repr__(self) -> str:
         return (
@@ -150,15 +198,10 @@ class PreferencePairs:
             raise ValueError(f"second must hold {num} segments as first does, got {second.num_trajectories}")
         if labels.shape != (num,):
             raise ValueError(f"labels must have shape (M,) = ({num},), got {_describe(labels)}")
-        if weights is not None:
-            _require_tensor("weights", weights)
-            if weights.shape != (num,):
-                raise ValueError(f"weights must have shape (M,) = ({num},), got {_describe(weights)}")
-        dtype, device = first.observations.dtype, first.observations.device
-        for name, tensor in (("second", second.observations), ("labels", labels), ("weights", weights)):
-            if tensor is not None and tensor.device != device:
-                raise ValueError(f"{name} is on {tensor.device}, but first is on {device}")
-            require_finite(name, tensor)
+        for name, tensor in (("second", second.observations), ("labels", labels)):
+            if tensor.device != first.observations.device:
+                raise ValueError(f"{name} is on {tensor.device}, but first is on {first.observations.device}")
+        require_finite("labels", labels)
         if ((labels < 0) | (labels > 1)).any():
             raise ValueError(
                 "labels must lie in [0, 1] (probability that the second is preferred), "
@@ -167,21 +210,58 @@ class PreferencePairs:
 
         self.first = first
         self.second = second
-        self.labels = _as_data(labels).to(dtype)
+        # The dtype of floating-point observations; beside integers that of the trajectories' weights.
+        self.labels = _as_data(labels).to(first.weights.dtype)
         self.is_sample = weights is None
-        self.weights = (
-            torch.full((num,), 1.0 / max(num, 1), dtype=dtype, device=device)
-            if weights is None
-            else _as_data(weights).to(dtype)
-        )
+        self.weights = _uniform(self.labels) if weights is None else self._checked_weights(weights)
 
     @property
     def num_pairs(self) -> int:
         """M."""
         return self.labels.shape[0]
 
+    def select(self, index: Tensor) -> PreferencePairs:
+        """The pairs of the numbers `index` (n,) int64, in that order; repeats are allowed.
+
+        A sample stays a sample, in which each now weighs 1/n. Given weights come along unchanged: they are not
+        renormalised.
+
+        Raises:
+            TypeError, ValueError: an index that is not (n,) int64 on the data's device, or outside 0 … M−1.
+        """
+        _check_index(index, self.num_pairs, self.labels.device)
+        weights = self.weights[index]
+        return self._share(
+            first=self.first.select(index),
+            second=self.second.select(index),
+            labels=self.labels[index],
+            weights=_uniform(weights) if self.is_sample else weights,
+        )
+
+    def with_weights(self, weights: Tensor) -> PreferencePairs:
+        """The same pairs, not copied and not checked again, under other `weights` (M,), as in the constructor.
+
+        Raises:
+            TypeError, ValueError, NonFiniteError: as the constructor does for weights.
+        """
+        return self._share(weights=self._checked_weights(weights), is_sample=False)
+
+    def _share(self, **changes: Any) -> PreferencePairs:
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
+
+    def _checked_weights(self, weights: Tensor) -> Tensor:
+        _require_tensor("weights", weights)
+        if weights.shape != self.labels.shape:
+            raise ValueError(f"weights must have shape (M,) = ({self.num_pairs},), got {_describe(weights)}")
+        if weights.device != self.labels.device:
+            raise ValueError(f"weights is on {weights.device}, but first is on {self.labels.device}")
+        require_finite("weights", weights)
+        return _as_data(weights).to(self.labels.dtype)
+
     def to(self, *args: Any, **kwargs: Any) -> PreferencePairs:
-        """Copy to another device or floating-point dtype, as `Tensor.to`."""
+        """Copy to another device or floating-point dtype, as `Tensor.to`; integers stay integers."""
         return PreferencePairs(
             self.first.to(*args, **kwargs),
             self.second.to(*args, **kwargs),
@@ -239,9 +319,31 @@ def _as_data(tensor: Tensor) -> Tensor:
         return tensor.clone()
 
 
+def _uniform(like: Tensor) -> Tensor:
+    return torch.full_like(like, 1.0 / max(len(like), 1))
+
+
+def _is_number(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or not (tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _check_index(index: object, count: int, device: torch.device) -> None:
+    if not isinstance(index, Tensor):
+        raise TypeError(f"index must be a torch.Tensor, got {type(index).__name__}")
+    if index.dim() != 1 or index.dtype != torch.int64 or index.device != device:
+        raise ValueError(
+            f"index must be an int64 tensor of shape (n,) on {device}, got {_describe(index)} on {index.device}"
+        )
+    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < count):
+        raise ValueError(f"index must lie in [0, {count}), got values from {int(index.min())} to {int(index.max())}")
+
+
 def _move(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    moved = tensor.to(*args, **kwargs)
-    return moved if tensor.is_floating_point() else moved.to(tensor.dtype)
+    target = torch.empty(0, device=tensor.device).to(*args, **kwargs)
+    if not target.is_floating_point():
+        raise ValueError(f"dtype must be a floating-point type, got {target.dtype}")
+    # By way of a floating-point type, large integers would be rounded.
+    return tensor.to(*args, **kwargs) if tensor.is_floating_point() else tensor.to(target.device)
 
 
 def _describe(tensor: Tensor) -> str:

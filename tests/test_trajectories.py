@@ -79,6 +79,99 @@ def test_data_carry_no_graph_and_may_come_from_inference_mode():
     assert not Trajectories(torch.randn(5, 4), actions, torch.tensor([0, 5])).actions.requires_grad
 
 
+def numbered(lengths, **options) -> Trajectories:
+    """Observations and actions that tell which step they are."""
+    total = sum(lengths)
+    offsets = torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()])
+    return Trajectories(torch.arange(total).reshape(-1, 1).double(), torch.arange(total) + 100, offsets, **options)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.data())
+def test_select_takes_whole_trajectories_in_the_order_asked_for(lengths, data):
+    index = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=8))
+    weights = torch.arange(1.0, len(lengths) + 1, dtype=torch.float64)
+    whole = numbered(lengths, weights=weights)
+    _ = whole.trajectory_index  # a cache that must not come along
+    chosen = whole.select(torch.tensor(index, dtype=torch.int64))
+    steps = [range(int(whole.offsets[i]), int(whole.offsets[i + 1])) for i in index]
+    expected = [t for r in steps for t in r]
+    assert chosen.observations[:, 0].tolist() == expected
+    assert chosen.actions.tolist() == [t + 100 for t in expected]
+    assert chosen.lengths.tolist() == [lengths[i] for i in index]
+    assert chosen.trajectory_index.tolist() == [n for n, i in enumerate(index) for _ in range(lengths[i])]
+    assert chosen.weights.tolist() == [i + 1 for i in index]
+    assert not chosen.is_sample
+
+
+def test_a_selection_of_a_sample_is_a_sample():
+    chosen = numbered((2, 0, 3)).select(torch.tensor([2, 2, 0, 1]))
+    assert chosen.is_sample
+    assert chosen.weights.tolist() == [0.25] * 4
+    assert chosen.to(torch.float32).weights.tolist() == [0.25] * 4
+
+
+def test_with_weights_shares_the_data_and_is_no_longer_a_sample():
+    trajectories = numbered((2, 0, 3))
+    weighted = trajectories.with_weights(torch.tensor([1.0, 0.0, 2.0], requires_grad=True))
+    assert weighted.observations.data_ptr() == trajectories.observations.data_ptr()
+    assert weighted.weights.tolist() == [1, 0, 2] and weighted.weights.dtype == torch.float64
+    assert not weighted.is_sample and not weighted.weights.requires_grad
+    assert trajectories.is_sample and trajectories.weights.tolist() == [1 / 3] * 3
+    with pytest.raises(ValueError, match=r"weights .* \(3,\)"):
+        trajectories.with_weights(torch.ones(2))
+    with pytest.raises(NonFiniteError, match="weights"):
+        trajectories.with_weights(torch.full((3,), float("nan")))
+
+
+def test_pairs_are_selected_and_weighted_pair_by_pair():
+    pairs = PreferencePairs(numbered((2, 0, 3)), numbered((1, 4, 2)), torch.tensor([0.0, 0.5, 1.0]))
+    chosen = pairs.select(torch.tensor([2, 1, 2, 2]))
+    assert chosen.is_sample and chosen.weights.tolist() == [0.25] * 4
+    assert chosen.labels.tolist() == [1, 0.5, 1, 1]
+    assert chosen.first.lengths.tolist() == [3, 0, 3, 3] and chosen.second.lengths.tolist() == [2, 4, 2, 2]
+    assert chosen.second.observations[:2, 0].tolist() == [5, 6]
+    weighted = pairs.with_weights(torch.tensor([1.0, 2.0, 3.0]))
+    assert weighted.first is pairs.first and not weighted.is_sample and pairs.is_sample
+    assert weighted.select(torch.tensor([2, 0])).weights.tolist() == [3, 1]
+    with pytest.raises(ValueError, match=r"weights must have shape \(M,\)"):
+        pairs.with_weights(torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "words"),
+    [
+        ([0], TypeError, "index must be a torch.Tensor, got list"),
+        (torch.tensor([0], dtype=torch.int32), ValueError, "index must be an int64 .* got int32"),
+        (torch.tensor([True, False, True]), ValueError, "got bool"),
+        (torch.tensor([0, 3]), ValueError, r"index must lie in \[0, 3\), got values from 0 to 3"),
+        (torch.tensor([-1]), ValueError, "from -1 to -1"),
+    ],
+)
+def test_bad_indices_are_named(index, error, words):
+    trajectories = example()
+    for data in (trajectories, PreferencePairs(trajectories, trajectories, torch.zeros(3))):
+        with pytest.raises(error, match=words):
+            data.select(index)
+
+
+def test_token_ids_are_observations_too():
+    tokens = torch.tensor([[2**24 + 1, 1], [3, 0]])  # float32 does not hold the first
+    trajectories = Trajectories(tokens, torch.tensor([3, 4]), torch.tensor([0, 1, 2]))
+    assert trajectories.weights.dtype == torch.get_default_dtype()
+    for moved in (trajectories.to(torch.float64), trajectories.to(torch.float32), trajectories.to("cpu")):
+        assert torch.equal(moved.observations, tokens)
+        assert moved.observations.dtype == moved.actions.dtype == torch.int64
+        assert moved.is_sample
+    assert trajectories.to(torch.float64).weights.dtype == torch.float64
+    own = trajectories.with_weights(torch.tensor([0.1, 0.9], dtype=torch.float64))
+    assert own.weights.dtype == torch.float64
+    pairs = PreferencePairs(own, own, torch.tensor([0.0, 1.0]))
+    assert pairs.labels.dtype == pairs.weights.dtype == torch.float64
+    with pytest.raises(ValueError, match="dtype must be a floating-point type, got "):
+        example().to(torch.int32)
+
+
 def test_sum_steps_is_differentiable():
     values = torch.randn(5, requires_grad=True)
     (example().sum_steps(values) * torch.tensor([2.0, 7.0, 3.0])).sum().backward()
@@ -93,8 +186,13 @@ OBS, ACT, OFF = torch.zeros(3, 4), torch.zeros(3, 2), torch.tensor([0, 1, 3])
     ("arguments", "options", "error", "words"),
     [
         (([1.0], ACT, OFF), {}, TypeError, "observations must be a torch.Tensor, got list"),
-        ((OBS[0], ACT, OFF), {}, ValueError, "observations must be a floating-point tensor of shape"),
-        ((OBS.long(), ACT, OFF), {}, ValueError, "observations .* got int64"),
+        (
+            (OBS[0], ACT, OFF),
+            {},
+            ValueError,
+            r"observations must be a floating-point or integer tensor of shape \(T, do\)",
+        ),
+        ((OBS.bool(), ACT, OFF), {}, ValueError, "observations .* got bool"),
         ((OBS, ACT[:2], OFF), {}, ValueError, "actions must have shape .* T = 3"),
         ((OBS, ACT, OFF.int()), {}, ValueError, "offsets must be an int64 tensor .* got int32"),
         ((OBS, ACT, torch.tensor([0, 2])), {}, ValueError, "offsets must end at the number of steps, 3, got 2"),

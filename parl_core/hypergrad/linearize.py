@@ -1,115 +1,119 @@
-"""Products with the derivatives of a policy's log-probabilities, over one cached forward pass.
+"""Products with the derivatives of a policy's log-probabilities, over cached graphs or chunk by chunk.
 
-How this differs from composing torch.func transforms, and why:
-1. The forward pass, and the graph of its VJP, are built once and reused by every product of a solve; `jvp(grad(f))`
-   rebuilds both each time, which at small networks is most of the time.
-2. A JVP is the derivative of u ↦ Jᵀu ("double backward"), so a policy needs no forward-mode rule (attention kernels
-   often have none), only a twice differentiable log_prob.
-3. With u = w, the same double backward pass also yields the Hessian product: ∂/∂u ⟨Jᵀu, v⟩ = J v and
-   ∂/∂θ ⟨Jᵀw, v⟩ = (Σ_t w_t ∇² log π_t) v. `jvp_and_hvp` returns both for the price of one.
+Steps come in chunks, and every product is a sum (or a concatenation) over them. Without `chunk_steps` there is a single
+chunk, whose graphs are kept; with it each chunk's graphs are built for a product and freed before the next one's.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..trajectories import Trajectories, require_finite
-from .flat import (
-    differentiating,
-    flat_grad,
-    flatten,
-    gradients,
-    refuse_once_differentiable,
-    trainable_parameters,
-    unflatten,
-)
+from .chunk_graphs import ChunkGraphs
+from .flat import differentiating, flat_grad, unflatten
+from .modules import CapturedPolicy, Chunk, check_chunk_steps, check_policy_inputs, chunks
 
 
-def linearize(policy: nn.Module, trajectories: Trajectories) -> Linearization:
+class Costs(NamedTuple):
+    """Nominal cost of each product in gradient equivalents.
+
+    One is the forward and backward pass of Σ_t log π_t on the same T steps. Counted in matrix products, of which a
+    wide layer takes one in a forward pass and two in a backward one; a graph that is kept is not counted.
+    """
+
+    vjp: float
+    jvp: float
+    jvp_and_hvp: float
+    fisher_vp: float
+    scores: float
+
+
+_CACHED = Costs(vjp=2 / 3, jvp=2 / 3, jvp_and_hvp=6 / 3, fisher_vp=4 / 3, scores=3 / 3)
+# The forward pass again, and with a double backward the graph of the VJP too.
+_CHUNKED = Costs(vjp=3 / 3, jvp=5 / 3, jvp_and_hvp=9 / 3, fisher_vp=7 / 3, scores=3 / 3)
+
+
+def linearize(policy: nn.Module, trajectories: Trajectories, *, chunk_steps: int | None = None) -> Linearization:
     """Linearise `policy.log_prob` at the policy's present parameters, on the steps of `trajectories`.
 
     Args:
         policy: any module with `log_prob(observations, actions) -> (T,)`. The flat parameter vector (P,) holds its
             parameters that require a gradient, in the order of `named_parameters`. If it also offers
             `distribution_params` and `params_fisher` (see `parl_core.models.policies`), Fisher products are exact over
-            actions; otherwise they use the actions taken.
+            actions; otherwise they use the actions taken. If `log_prob` or `distribution_params` has a parameter named
+            `offsets`, it is given `trajectories.offsets` (N+1,) by keyword: a log-probability may then depend on what
+            came before it in its trajectory. Parts of the data come as whole trajectories with offsets of their own.
         trajectories: T steps in N trajectories.
+        chunk_steps: None keeps the graphs of all steps, so that products are cheapest. A number keeps none: each
+            product calls the policy on at most that many steps at once, and memory does not grow with T beyond a few
+            (T,) vectors. A policy that takes `offsets` is only cut between trajectories, and a longer one stays whole.
 
     Raises:
-        TypeError, ValueError: no log_prob, a log_prob of the wrong shape, no trainable parameter, mixed dtypes.
+        TypeError, ValueError: no log_prob, a log_prob of the wrong shape, no trainable parameter, mixed dtypes, a
+            `chunk_steps` below 1.
         NonFiniteError: a log-probability is NaN or infinite.
     """
-    return Linearization(policy, trajectories)
+    return Linearization(policy, trajectories, chunk_steps)
 
 
 class Linearization:
     """The result of `linearize`; J is the (T, P) Jacobian of the log-probabilities at the captured parameters."""
 
     @differentiating
-    def __init__(self, policy: nn.Module, trajectories: Trajectories) -> None:
-        if not callable(getattr(policy, "log_prob", None)):
-            raise TypeError(
-                f"policy must be a module with log_prob(observations, actions), got {type(policy).__name__}"
-            )
-        named = trainable_parameters(policy, "policy")
-        self._names = list(named)
-        self._params = [p.detach().clone().requires_grad_() for p in named.values()]
-        # Copies, so that neither a later change of the policy nor a layer that counts calls (batch norm) is felt.
-        self._buffers = {f"module.{name}": b.detach().clone() for name, b in policy.named_buffers()}
-        self._method = MethodCall(policy)
-        self._trajectories = trajectories
-        observations = trajectories.observations
-        if observations.dtype != self._params[0].dtype or observations.device != self._params[0].device:
-            raise ValueError(
-                f"observations are {observations.dtype} on {observations.device}, but the policy's parameters are "
-                f"{self._params[0].dtype} on {self._params[0].device}"
-            )
-        self._has_fisher = all(
-            callable(getattr(policy, name, None)) for name in ("distribution_params", "params_fisher")
-        )
-        self._log_prob = self._call("log_prob", observations, trajectories.actions)
-        if self._log_prob.shape != (trajectories.num_steps,):
-            raise ValueError(
-                f"policy.log_prob must return shape (T,) = ({trajectories.num_steps},), "
-                f"got {tuple(self._log_prob.shape)}"
-            )
-        require_finite("policy.log_prob(observations, actions)", self._log_prob.detach())
-        self._vjp_graph: tuple[Tensor, list[Tensor]] | None = None
-        self._head_graph: tuple[Tensor, Tensor, list[Tensor]] | None = None
+    def __init__(self, policy: nn.Module, trajectories: Trajectories, chunk_steps: int | None) -> None:
+        check_chunk_steps(chunk_steps)
+        self._policy = CapturedPolicy(policy)
+        check_policy_inputs(trajectories, self._policy.params)
+        dtype = self._policy.params[0].dtype
+        self._trajectories = trajectories if trajectories.weights.dtype == dtype else trajectories.to(dtype)
+        self._chunk_steps = chunk_steps
+        # Kept where nothing is cut; otherwise made anew for each product.
+        self._kept: list[tuple[Chunk, ChunkGraphs]] | None = None
+        if chunk_steps is None:
+            self._kept = list(self._graphs())
+        with torch.set_grad_enabled(self._kept is not None):
+            pieces = [graphs.log_prob.detach() for _, graphs in self._graphs()]
+        self._log_prob = torch.cat(pieces) if pieces else self._policy.params[0].new_zeros(0)
+        require_finite("policy.log_prob(observations, actions)", self._log_prob)
 
     @property
     def num_params(self) -> int:
         """P."""
-        return sum(p.numel() for p in self._params)
+        return sum(p.numel() for p in self._policy.params)
 
     @property
     def trajectories(self) -> Trajectories:
-        """The steps on which the policy is linearised."""
+        """The steps on which the policy is linearised; the weights have the dtype of its parameters."""
         return self._trajectories
 
     @property
     def log_prob(self) -> Tensor:
         """(T,) log-probabilities of the actions taken, detached."""
-        return self._log_prob.detach()
+        return self._log_prob
+
+    @property
+    def costs(self) -> Costs:
+        """What each product costs, in gradient equivalents."""
+        return _CACHED if self._chunk_steps is None else _CHUNKED
 
     @differentiating
     def vjp(self, w: Tensor) -> Tensor:
         """Jᵀw: (T,) -> (P,), the weighted sum of the steps' scores."""
         self._check_steps("w", w)
-        return flat_grad([self._log_prob], self._params, [w], retain_graph=True)
+        total = self._zeros()
+        for chunk, graphs in self._graphs():
+            total += graphs.vjp(w[chunk.steps])
+        return total
 
     @differentiating
     def jvp(self, v: Tensor) -> Tensor:
         """J v: (P,) -> (T,), each step's score times v."""
-        tangents = unflatten(v, self._params, name="v")
-        if self._vjp_graph is None:
-            self._vjp_graph = self._build_vjp_graph(torch.zeros_like(self._log_prob))
-        cotangent, transposed = self._vjp_graph
-        return gradients(transposed, [cotangent], tangents, retain_graph=True)[0]
+        tangents = self._tangents(v)
+        return self._join([graphs.jvp(tangents) for _, graphs in self._graphs()])
 
     def hvp(self, w: Tensor, v: Tensor) -> Tensor:
         """(Σ_t w_t ∇² log π_t) v: (T,), (P,) -> (P,)."""
@@ -117,14 +121,15 @@ class Linearization:
 
     @differentiating
     def jvp_and_hvp(self, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """`jvp(v)` and `hvp(w, v)` in one pass; the graph for w is kept until another w comes."""
+        """`jvp(v)` and `hvp(w, v)` in one pass; a graph that is kept is for one w, until another comes."""
         self._check_steps("w", w)
-        tangents = unflatten(v, self._params, name="v")
-        if self._vjp_graph is None or not torch.equal(self._vjp_graph[0].detach(), w):
-            self._vjp_graph = self._build_vjp_graph(w)
-        cotangent, transposed = self._vjp_graph
-        step_products, *products = gradients(transposed, [cotangent, *self._params], tangents, retain_graph=True)
-        return step_products, flatten(products)
+        tangents = self._tangents(v)
+        pieces, total = [], self._zeros()
+        for chunk, graphs in self._graphs():
+            step_products, image = graphs.jvp_and_hvp(w[chunk.steps], tangents)
+            pieces.append(step_products)
+            total += image
+        return self._join(pieces), total
 
     @differentiating
     def fisher_vp(self, w: Tensor, v: Tensor) -> Tensor:
@@ -134,58 +139,53 @@ class Linearization:
         taken, whose expectation it is.
         """
         self._check_steps("w", w)
-        if not self._has_fisher:
-            return self.vjp(w * self.jvp(v))
-        tangents = unflatten(v, self._params, name="v")
-        if self._head_graph is None:
-            head = self._call("distribution_params", self._trajectories.observations)
-            cotangent = torch.zeros_like(head).requires_grad_()
-            self._head_graph = (head, cotangent, _transpose(head, self._params, cotangent))
-        head, cotangent, transposed = self._head_graph
-        head_tangent = gradients(transposed, [cotangent], tangents, retain_graph=True)[0]
-        with torch.no_grad():
-            weighted = w.unsqueeze(-1) * self._call("params_fisher", head.detach(), head_tangent)
-        return flat_grad([head], self._params, [weighted], retain_graph=True)
+        tangents, total = self._tangents(v), self._zeros()
+        for chunk, graphs in self._graphs():
+            total += graphs.fisher_vp(w[chunk.steps], tangents)
+        return total
 
     @differentiating
-    def scores(self) -> Tensor:
-        """(N, P): each trajectory's score Σ_t ∇ log π_t. The only product that holds N×P numbers."""
+    def scores(self, step_weights: Tensor | None = None) -> Tensor:
+        """(N, P): each trajectory's Σ_t w_t ∇ log π_t; `step_weights` (T,) are ones by default.
+
+        The only product that holds N×P numbers. The policy is called on one trajectory at a time.
+        """
+        weights = torch.ones_like(self._log_prob) if step_weights is None else step_weights
+        self._check_steps("step_weights", weights)
         offsets = self._trajectories.offsets.tolist()
-        rows = torch.zeros(len(offsets) - 1, self.num_params, dtype=self._log_prob.dtype, device=self._log_prob.device)
+        rows = self._log_prob.new_zeros(len(offsets) - 1, self.num_params)
         for row, start, end in zip(rows, offsets[:-1], offsets[1:], strict=True):
-            if end == start:
-                continue
-            total = self._call(
-                "log_prob", self._trajectories.observations[start:end], self._trajectories.actions[start:end]
-            ).sum()
-            row.copy_(flat_grad([total], self._params, [torch.ones_like(total)]))
+            for chunk in self._chunks_of_one(start, end):
+                log_prob = self._policy.log_prob(chunk)
+                row += flat_grad([log_prob], self._policy.params, [weights[chunk.steps]])
         return rows
 
-    def _build_vjp_graph(self, w: Tensor) -> tuple[Tensor, list[Tensor]]:
-        cotangent = w.detach().clone().requires_grad_()
-        return cotangent, _transpose(self._log_prob, self._params, cotangent)
+    def _graphs(self) -> Iterator[tuple[Chunk, ChunkGraphs]]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        for chunk in chunks(self._trajectories, self._chunk_steps, whole=self._policy.sees_trajectories):
+            yield chunk, ChunkGraphs(self._policy, chunk)
 
-    def _call(self, method: str, *args: Tensor) -> Tensor:
-        params = {f"module.{name}": p for name, p in zip(self._names, self._params, strict=True)}
-        return functional_call(self._method, {**params, **self._buffers}, (method, *args))
+    def _chunks_of_one(self, start: int, end: int) -> Iterator[Chunk]:
+        """The chunks of the trajectory that holds steps start … end−1."""
+        if self._policy.sees_trajectories:
+            if end > start:
+                yield Chunk.of(self._trajectories, start, end, self._trajectories.offsets.new_tensor([0, end - start]))
+            return
+        size = self._chunk_steps or max(end - start, 1)
+        for first in range(start, end, size):
+            yield Chunk.of(self._trajectories, first, min(first + size, end), None)
+
+    def _tangents(self, v: Tensor) -> list[Tensor]:
+        return unflatten(v, self._policy.params, name="v")
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.num_params, dtype=self._log_prob.dtype, device=self._log_prob.device)
+
+    def _join(self, pieces: list[Tensor]) -> Tensor:
+        return torch.cat(pieces) if pieces else torch.zeros_like(self._log_prob)
 
     def _check_steps(self, name: str, tensor: Tensor) -> None:
         if tensor.shape != self._log_prob.shape:
             raise ValueError(f"{name} must have shape (T,) = {tuple(self._log_prob.shape)}, got {tuple(tensor.shape)}")
-
-
-class MethodCall(nn.Module):
-    """Lets `functional_call`, which calls a module's forward, reach any method of the policy."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, method: str, *args: Any) -> Any:
-        return getattr(self.module, method)(*args)
-
-
-def _transpose(output: Tensor, params: list[Tensor], cotangent: Tensor) -> list[Tensor]:
-    transposed = gradients([output], params, [cotangent], create_graph=True)
-    refuse_once_differentiable(transposed, "policy.log_prob")
-    return transposed

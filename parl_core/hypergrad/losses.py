@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..trajectories import PreferencePairs, Trajectories, require_finite
+from ..trajectories import PreferencePairs, Trajectories
+from .modules import evaluate_reward
 
 
 class UpperLoss(Protocol):
@@ -40,7 +41,7 @@ class PreferenceLoss:
             raise TypeError(f"PreferenceLoss takes PreferencePairs as upper, got {type(data).__name__}")
         first = data.first.sum_steps(evaluate_reward(reward, data.first))
         second = data.second.sum_steps(evaluate_reward(reward, data.second))
-        return F.binary_cross_entropy_with_logits(second - first, data.labels, reduction="none")
+        return F.binary_cross_entropy_with_logits(second - first, data.labels.to(first.dtype), reduction="none")
 
     def trajectories(self, data: PreferencePairs) -> tuple[Trajectories, ...]:
         """Both segments of each pair: U depends on the policy through either."""
@@ -72,23 +73,6 @@ class TrajectoryLoss:
     def trajectories(self, data: Trajectories) -> tuple[Trajectories, ...]:
         """The trajectories themselves."""
         return (data,)
-
-
-def evaluate_reward(reward: nn.Module, trajectories: Trajectories) -> Tensor:
-    """(T,) rewards of all steps, checked for shape and finiteness."""
-    given, own = trajectories.observations, next(reward.parameters(), None)
-    if own is not None and (own.dtype != given.dtype or own.device != given.device):
-        raise ValueError(
-            f"observations are {given.dtype} on {given.device}, but the reward's parameters are {own.dtype} on {own.device}"
-        )
-    values = reward(trajectories.observations, trajectories.actions)
-    if not isinstance(values, Tensor) or values.shape != (trajectories.num_steps,):
-        came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(
-            f"reward(observations, actions) must return shape (T,) = ({trajectories.num_steps},), got {came}"
-        )
-    require_finite("reward(observations, actions)", values.detach())
-    return values
 
 
 def centre(values: Tensor, weights: Tensor, is_sample: bool) -> Tensor:

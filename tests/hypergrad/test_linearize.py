@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
+from torch.utils.flop_counter import FlopCounterMode
 
 import parl_core as parl
 from parl_core.models.policies import CategoricalPolicy, GaussianPolicy
@@ -233,6 +234,47 @@ def test_a_once_differentiable_function_is_refused_not_dropped():
     for product in (lambda: linear.jvp(v), lambda: linear.hvp(torch.ones(trajectories.num_steps, dtype=F64), v)):
         with pytest.raises(TypeError, match="once-differentiable"):
             product()
+
+
+@pytest.mark.parametrize("chunk_steps", [None, 17])
+@pytest.mark.parametrize("wrap", [lambda policy: policy, LogProbOnly], ids=["analytic Fisher", "log_prob only"])
+def test_costs_are_the_flops_of_wide_networks(chunk_steps, wrap):
+    torch.manual_seed(0)
+    policy = wrap(GaussianPolicy(24, 6, hidden=(256, 256, 256)))
+    trajectories = parl.Trajectories(torch.randn(64, 24), torch.randn(64, 6), torch.tensor([0, 20, 20, 64]))
+
+    def flops(call):
+        with FlopCounterMode(display=False) as counter:
+            call()
+        return counter.get_total_flops()
+
+    def gradient():
+        total = policy.log_prob(trajectories.observations, trajectories.actions).sum()
+        torch.autograd.grad(total, list(policy.parameters()))
+
+    linear = parl.linearize(policy, trajectories, chunk_steps=chunk_steps)
+    w, v = torch.randn(64), torch.randn(linear.num_params)
+    calls = {
+        "vjp": lambda: linear.vjp(w),
+        "jvp": lambda: linear.jvp(v),
+        "jvp_and_hvp": lambda: linear.jvp_and_hvp(w, v),
+        "fisher_vp": lambda: linear.fisher_vp(w, v),
+        "scores": lambda: linear.scores(),
+    }
+    assert linear.costs._fields == tuple(calls)
+    for name, call in calls.items():
+        call()  # so that graphs that are kept are there
+        assert flops(call) / flops(gradient) == pytest.approx(getattr(linear.costs, name), rel=0.1), name
+
+
+def test_scores_take_step_weights():
+    policy, trajectories = example("state")
+    jacobian = jacrev(dense(policy, trajectories)[0])(dense(policy, trajectories)[1])
+    w = torch.randn(trajectories.num_steps, dtype=F64)
+    rows = (w[:, None] * jacobian).split(trajectories.lengths.tolist())
+    expected = torch.stack([piece.sum(0) for piece in rows])
+    for chunk_steps in (None, 1, 2, 100):
+        torch.testing.assert_close(parl.linearize(policy, trajectories, chunk_steps=chunk_steps).scores(w), expected)
 
 
 def test_errors_name_the_argument():

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..flat import flatten, gradients, unflatten
-from ..linearize import MethodCall
+from ..modules import MethodCall
 from .findings import Finding, Severity
 from .graph import Node, custom_functions, function_of, mark, operation, watched
 from .static import DIFFERENTIABLE_BACKWARD, MATH_ATTENTION, custom_function, is_once_differentiable, kink

@@ -1,0 +1,224 @@
+"""Calling the user's policy and reward: with captured parameters, where trajectories begin, and chunk by chunk.
+
+A module whose method takes a parameter named `offsets` sees trajectories, not only steps: it is given the (N+1,) int64
+offsets of the steps it is called on, by keyword, so that a recurrent network or a transformer knows where each begins.
+"""
+
+from __future__ import annotations
+
+import inspect
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..trajectories import Trajectories, require_finite
+from .flat import differentiating, flat_grad, trainable_parameters
+
+
+class Chunk(NamedTuple):
+    """Consecutive steps of `Trajectories` that a module is called on at once."""
+
+    start: int
+    end: int
+    observations: Tensor
+    actions: Tensor
+    offsets: Tensor | None
+    """(n+1,) offsets within the chunk, for modules that take them."""
+
+    @classmethod
+    def of(cls, trajectories: Trajectories, start: int, end: int, offsets: Tensor | None) -> Chunk:
+        """Steps start … end−1 of `trajectories`."""
+        return cls(start, end, trajectories.observations[start:end], trajectories.actions[start:end], offsets)
+
+    @property
+    def steps(self) -> slice:
+        """Where they lie among all steps."""
+        return slice(self.start, self.end)
+
+
+def takes_offsets(method: Callable[..., Any] | None) -> bool:
+    """Whether `method` has a parameter named `offsets`."""
+    try:
+        return method is not None and "offsets" in inspect.signature(method).parameters
+    except (TypeError, ValueError):  # a compiled callable without a signature
+        return False
+
+
+def check_chunk_steps(chunk_steps: int | None) -> None:
+    """Refuse anything but None or a positive whole number."""
+    if chunk_steps is not None and (isinstance(chunk_steps, bool) or not isinstance(chunk_steps, int)):
+        raise TypeError(f"chunk_steps must be an int or None, got {type(chunk_steps).__name__}")
+    if chunk_steps is not None and chunk_steps < 1:
+        raise ValueError(f"chunk_steps must be at least 1, got {chunk_steps}")
+
+
+def chunks(trajectories: Trajectories, chunk_steps: int | None, *, whole: bool) -> Iterator[Chunk]:
+    """Cut the steps into chunks of at most `chunk_steps`; None: a single one. No steps give no chunk.
+
+    With `whole`, trajectories are not cut, a longer one makes a chunk by itself, and chunks carry their offsets.
+    """
+    num_steps = trajectories.num_steps
+    if num_steps == 0:
+        return
+    if chunk_steps is None or chunk_steps >= num_steps:
+        yield Chunk.of(trajectories, 0, num_steps, trajectories.offsets if whole else None)
+        return
+    bounds = trajectories.offsets.tolist() if whole else []
+    first = start = 0
+    while start < num_steps:
+        end, offsets = min(start + chunk_steps, num_steps), None
+        if whole:
+            last = bisect_right(bounds, end) - 1
+            if bounds[last] == start:
+                last = bisect_right(bounds, start)
+            end, offsets = bounds[last], trajectories.offsets[first : last + 1] - start
+            first = last
+        yield Chunk.of(trajectories, start, end, offsets)
+        start = end
+
+
+class MethodCall(nn.Module):
+    """Lets `functional_call`, which calls a module's forward, reach any method of the policy."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.module, method)(*args, **kwargs)
+
+
+class CapturedPolicy:
+    """A policy at the parameters it has now; later changes of the module are not felt.
+
+    Attributes:
+        params: copies of the parameters that require a gradient, in the order of `named_parameters`.
+        has_fisher: it offers `distribution_params` and `params_fisher`.
+        sees_trajectories: a method that gets observations takes `offsets`.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        if not callable(getattr(policy, "log_prob", None)):
+            raise TypeError(
+                f"policy must be a module with log_prob(observations, actions), got {type(policy).__name__}"
+            )
+        named = trainable_parameters(policy, "policy")
+        self.params = [p.detach().clone().requires_grad_() for p in named.values()]
+        # Copies, so that neither a later change of the policy nor a layer that counts calls (batch norm) is felt.
+        self._state = {f"module.{name}": b.detach().clone() for name, b in policy.named_buffers()}
+        self._state.update({f"module.{name}": p for name, p in zip(named, self.params, strict=True)})
+        self._method = MethodCall(policy)
+        self.has_fisher = all(
+            callable(getattr(policy, name, None)) for name in ("distribution_params", "params_fisher")
+        )
+        self._takes_offsets = {
+            name: takes_offsets(getattr(policy, name, None)) for name in ("log_prob", "distribution_params")
+        }
+        self.sees_trajectories = any(self._takes_offsets.values())
+
+    def log_prob(self, chunk: Chunk) -> Tensor:
+        """(T,) of the chunk's steps."""
+        log_prob = self._on_steps("log_prob", chunk, chunk.observations, chunk.actions)
+        count = chunk.end - chunk.start
+        if not isinstance(log_prob, Tensor) or log_prob.shape != (count,):
+            came = tuple(log_prob.shape) if isinstance(log_prob, Tensor) else type(log_prob).__name__
+            raise ValueError(f"policy.log_prob must return shape (T,) = ({count},), got {came}")
+        return log_prob
+
+    def distribution_params(self, chunk: Chunk) -> Tensor:
+        """(T, k) of the chunk's steps."""
+        return self._on_steps("distribution_params", chunk, chunk.observations)
+
+    def params_fisher(self, params: Tensor, tangent: Tensor) -> Tensor:
+        """(T, k), (T, k) -> (T, k)."""
+        return functional_call(self._method, self._state, ("params_fisher", params, tangent))
+
+    def _on_steps(self, method: str, chunk: Chunk, *args: Tensor) -> Tensor:
+        kwargs = {"offsets": chunk.offsets} if self._takes_offsets[method] else {}
+        return functional_call(self._method, self._state, (method, *args), kwargs)
+
+
+def evaluate_reward(reward: nn.Module, trajectories: Trajectories) -> Tensor:
+    """(T,) rewards of all steps in one call, differentiable, checked for shape and finiteness."""
+    pieces = [values for _, values in _reward_chunks(reward, trajectories, None)]
+    return pieces[0] if pieces else _no_values(reward, trajectories)
+
+
+def reward_values(reward: nn.Module, trajectories: Trajectories, *, chunk_steps: int | None = None) -> Tensor:
+    """(T,) rewards of all steps without a graph, called on at most `chunk_steps` steps at once.
+
+    A reward that takes `offsets` is called on whole trajectories.
+
+    Raises:
+        TypeError, ValueError: a wrong `chunk_steps`, or a reward of the wrong shape, dtype or device.
+        NonFiniteError: a reward is NaN or infinite.
+    """
+    with torch.no_grad():
+        pieces = [values for _, values in _reward_chunks(reward, trajectories, chunk_steps)]
+    return torch.cat(pieces) if pieces else _no_values(reward, trajectories)
+
+
+@differentiating
+def reward_vjp(
+    reward: nn.Module,
+    trajectories: Trajectories,
+    coefficients: Tensor,
+    params: list[Tensor],
+    *,
+    chunk_steps: int | None = None,
+) -> Tensor:
+    """∇ of Σ_t coefficients_t · r(s_t, a_t) with respect to `params`, as one flat vector (R,).
+
+    Args:
+        coefficients: (T,).
+        params: parameters of `reward`.
+        chunk_steps: as in `reward_values`; the graph of one chunk is held at a time.
+    """
+    if coefficients.shape != (trajectories.num_steps,):
+        raise ValueError(
+            f"coefficients must have shape (T,) = ({trajectories.num_steps},), got {tuple(coefficients.shape)}"
+        )
+    total = params[0].new_zeros(sum(p.numel() for p in params))
+    for chunk, values in _reward_chunks(reward, trajectories, chunk_steps):
+        total += flat_grad([values], params, [coefficients[chunk.steps]])
+    return total
+
+
+def _reward_chunks(
+    reward: nn.Module, trajectories: Trajectories, chunk_steps: int | None
+) -> Iterator[tuple[Chunk, Tensor]]:
+    check_chunk_steps(chunk_steps)
+    _check_inputs(trajectories, next(reward.parameters(), None), "the reward's parameters")
+    whole = takes_offsets(reward.forward)
+    for chunk in chunks(trajectories, chunk_steps, whole=whole):
+        values = reward(chunk.observations, chunk.actions, **({"offsets": chunk.offsets} if whole else {}))
+        count = chunk.end - chunk.start
+        if not isinstance(values, Tensor) or values.shape != (count,):
+            came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(f"reward(observations, actions) must return shape (T,) = ({count},), got {came}")
+        require_finite("reward(observations, actions)", values.detach())
+        yield chunk, values
+
+
+def check_policy_inputs(trajectories: Trajectories, params: list[Tensor]) -> None:
+    """Refuse trajectories of another floating-point dtype, or on another device, than the policy's parameters."""
+    _check_inputs(trajectories, params[0], "the policy's parameters")
+
+
+def _check_inputs(trajectories: Trajectories, own: Tensor | None, owner: str) -> None:
+    given = trajectories.observations
+    if own is None:
+        return
+    if given.device != own.device or (given.is_floating_point() and given.dtype != own.dtype):
+        raise ValueError(
+            f"observations are {given.dtype} on {given.device}, but {owner} are {own.dtype} on {own.device}"
+        )
+
+
+def _no_values(reward: nn.Module, trajectories: Trajectories) -> Tensor:
+    own = next(reward.parameters(), trajectories.weights)
+    return own.new_zeros(0)
