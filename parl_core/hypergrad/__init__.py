@@ -1,19 +1,23 @@
 """The hypergradient engine. Needs torch alone; knows no environment, file or logger."""
 
 from .curvature import CurvatureOperator, Fisher, Identity, LogProbHessian, ScoreHessian
-from .estimators import hypergradient
+from .estimators import BCHG, HPGD, DirectOnly, NudgedContrast, SoBiRL, Unrolled, ValuePenalty, ZeroOrder, hypergradient
 from .implicit import implicit_gradient
 from .linearize import Linearization, linearize
 from .losses import PreferenceLoss, TrajectoryLoss
 from .preflight import Finding, Preflight, Severity, preflight
-from .result import Hypergradient, HypergradientWarning
+from .result import ErrorEstimate, Hypergradient, HypergradientWarning
 from .solvers import CG, MINRES, Dense, Neumann, NystromPCG, Solution, Status
 
 __all__ = [
+    "BCHG",
     "CG",
+    "HPGD",
     "MINRES",
     "CurvatureOperator",
     "Dense",
+    "DirectOnly",
+    "ErrorEstimate",
     "Finding",
     "Fisher",
     "Hypergradient",
@@ -22,14 +26,19 @@ __all__ = [
     "Linearization",
     "LogProbHessian",
     "Neumann",
+    "NudgedContrast",
     "NystromPCG",
     "PreferenceLoss",
     "Preflight",
     "ScoreHessian",
     "Severity",
+    "SoBiRL",
     "Solution",
     "Status",
     "TrajectoryLoss",
+    "Unrolled",
+    "ValuePenalty",
+    "ZeroOrder",
     "hypergradient",
     "implicit_gradient",
     "linearize",

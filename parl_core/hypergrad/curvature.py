@@ -27,32 +27,64 @@ from torch import Tensor
 from ..ops import discounted_returns, prefix_sum
 from ..trajectories import Trajectories
 from .linearize import Linearization
+from .solvers import OuterProducts
+
+Damping = float | Literal["auto"]
 
 
 class CurvatureOperator:
     """v ↦ A v + damping·v on flat (P,) vectors.
 
     Attributes:
+        product: v ↦ A v.
         size: P.
         damping: the multiple of the identity that is included.
+        cost: of one product, in gradients of Σ log π over the same steps.
     """
 
-    def __init__(self, product: Callable[[Tensor], Tensor], size: int, damping: float) -> None:
-        self._product = product
+    def __init__(self, product: Callable[[Tensor], Tensor], size: int, damping: Damping, cost: float) -> None:
+        self.product = product
         self.size = size
-        self.damping = damping
+        self.damping = 0.0 if damping == "auto" else damping
+        self.cost = cost
 
     def __call__(self, vector: Tensor) -> Tensor:
         """(P,) -> (P,)."""
-        image = self._product(vector)
+        image = self.product(vector)
         return image.add(vector, alpha=self.damping) if self.damping else image
+
+
+class _ScoreProducts(CurvatureOperator):
+    """Σ_i c_i z_i z_iᵀ + damping, z_i the score of trajectory i with its steps weighed by `factors` (T,)."""
+
+    def __init__(
+        self, linearization: Linearization, factors: Tensor, coefficients: Tensor, damping: Damping, cost: float
+    ) -> None:
+        self._linearization, self._factors, self._coefficients = linearization, factors, coefficients
+        super().__init__(self._product, linearization.num_params, damping, cost)
+
+    def _product(self, v: Tensor) -> Tensor:
+        trajectories = self._linearization.trajectories
+        along = trajectories.sum_steps(self._factors * self._linearization.jvp(v))
+        steps = (self._coefficients * along)[trajectories.trajectory_index]
+        return self._linearization.vjp(self._factors * steps)
+
+    def outer_products(self) -> OuterProducts:
+        """The N rows z_i (N, P): what `Woodbury` solves with."""
+        rows = self._linearization.scores(self._factors)
+        return OuterProducts(rows, self._coefficients, self._linearization.costs.scores)
 
 
 class Curvature(Protocol):
     """What `hypergradient` asks of a curvature."""
 
-    def operator(self, linearization: Linearization, rewards: Tensor, discount: float) -> CurvatureOperator:
-        """−H on the trajectories of `linearization`, whose steps earn `rewards` (T,)."""
+    def operator(
+        self, linearization: Linearization, rewards: Tensor, discount: float, weights: Tensor | None = None
+    ) -> CurvatureOperator:
+        """−H on the trajectories of `linearization`, whose steps earn `rewards` (T,).
+
+        `weights` (N,), of any sign, stand in for the trajectories' own; error estimates need them, and A is linear in them.
+        """
         ...
 
 
@@ -62,19 +94,42 @@ class Fisher:
 
     temperature: float
     """Entropy temperature of the lower problem, in units of reward per nat; SAC's α."""
-    damping: float = 0.0
-    """L2 weight of the lower objective."""
+    damping: Damping = 0.0
+    """L2 weight of the lower objective, or "auto": see `parl_core.hypergrad.solvers.automatic_damping`."""
+    scores: Literal["steps", "trajectories"] | None = None
+    """How F is estimated. None: exactly over actions where the policy gives its Fisher matrix, else as "steps".
+    "steps": outer products of the scores of the actions taken. "trajectories": outer products of Σ_h γ^{h/2} s_h, one for
+    each trajectory, equal in expectation since later scores have mean zero given the earlier ones; noisier, but of rank N,
+    so that `Woodbury` solves with it exactly."""
 
     def __post_init__(self) -> None:
         _check_non_negative("temperature", self.temperature)
-        _check_non_negative("damping", self.damping)
+        _check_damping(self.damping)
+        if self.scores not in (None, "steps", "trajectories"):
+            raise ValueError(f"scores must be None, 'steps' or 'trajectories', got {self.scores!r}")
         if self.temperature == 0 and self.damping == 0:
             raise ValueError("Fisher with temperature 0 and damping 0 is the zero matrix: give one of them")
 
-    def operator(self, linearization: Linearization, rewards: Tensor, discount: float) -> CurvatureOperator:
+    def operator(
+        self, linearization: Linearization, rewards: Tensor, discount: float, weights: Tensor | None = None
+    ) -> CurvatureOperator:
         """Costs one JVP and one VJP of the policy a product; `rewards` do not matter."""
-        weights = self.temperature * _discounted_weights(linearization.trajectories, discount)
-        return CurvatureOperator(lambda v: linearization.fisher_vp(weights, v), linearization.num_params, self.damping)
+        trajectories, costs = linearization.trajectories, linearization.costs
+        each = self.temperature * (trajectories.weights if weights is None else weights)
+        discounts = _discounts(trajectories, discount, rewards)
+        if self.scores == "trajectories":
+            return _ScoreProducts(linearization, discounts.sqrt(), each, self.damping, costs.jvp + costs.vjp)
+        steps = each[trajectories.trajectory_index] * discounts
+        if self.scores == "steps":
+            return CurvatureOperator(
+                lambda v: linearization.vjp(steps * linearization.jvp(v)),
+                linearization.num_params,
+                self.damping,
+                costs.jvp + costs.vjp,
+            )
+        return CurvatureOperator(
+            lambda v: linearization.fisher_vp(steps, v), linearization.num_params, self.damping, costs.fisher_vp
+        )
 
 
 @dataclass(frozen=True)
@@ -86,15 +141,17 @@ class ScoreHessian:
     O(1/N) on a sample) or a tensor (at least the longest trajectory,)."""
     temperature: float = 0.0
     """Entropy temperature of the lower problem, in units of reward per nat."""
-    damping: float = 0.0
-    """L2 weight of the lower objective."""
+    damping: Damping = 0.0
+    """L2 weight of the lower objective, or "auto": see `parl_core.hypergrad.solvers.automatic_damping`."""
 
     def __post_init__(self) -> None:
         _check_hessian_fields(self)
 
-    def operator(self, linearization: Linearization, rewards: Tensor, discount: float) -> CurvatureOperator:
+    def operator(
+        self, linearization: Linearization, rewards: Tensor, discount: float, weights: Tensor | None = None
+    ) -> CurvatureOperator:
         """Costs one double backward and one VJP of the policy a product, two more with a temperature."""
-        return _hessian_operator(self, linearization, rewards, discount, with_score_products=True)
+        return _hessian_operator(self, linearization, rewards, discount, weights, with_score_products=True)
 
 
 @dataclass(frozen=True)
@@ -105,24 +162,28 @@ class LogProbHessian:
     """As in `ScoreHessian`; here it changes the answer."""
     temperature: float = 0.0
     """Entropy temperature of the lower problem, in units of reward per nat."""
-    damping: float = 0.0
-    """L2 weight of the lower objective."""
+    damping: Damping = 0.0
+    """L2 weight of the lower objective, or "auto": see `parl_core.hypergrad.solvers.automatic_damping`."""
 
     def __post_init__(self) -> None:
         _check_hessian_fields(self)
 
-    def operator(self, linearization: Linearization, rewards: Tensor, discount: float) -> CurvatureOperator:
+    def operator(
+        self, linearization: Linearization, rewards: Tensor, discount: float, weights: Tensor | None = None
+    ) -> CurvatureOperator:
         """Costs one double backward of the policy a product, and Fisher's with a temperature."""
-        return _hessian_operator(self, linearization, rewards, discount, with_score_products=False)
+        return _hessian_operator(self, linearization, rewards, discount, weights, with_score_products=False)
 
 
 @dataclass(frozen=True)
 class Identity:
     """H = −1: the implicit term is the plain cross product Cᵀ b."""
 
-    def operator(self, linearization: Linearization, rewards: Tensor, discount: float) -> CurvatureOperator:
+    def operator(
+        self, linearization: Linearization, rewards: Tensor, discount: float, weights: Tensor | None = None
+    ) -> CurvatureOperator:
         """Costs nothing."""
-        return CurvatureOperator(torch.clone, linearization.num_params, 0.0)
+        return CurvatureOperator(torch.clone, linearization.num_params, 0.0, cost=0.0)
 
 
 def _hessian_operator(
@@ -130,17 +191,21 @@ def _hessian_operator(
     linearization: Linearization,
     rewards: Tensor,
     discount: float,
+    weights: Tensor | None,
     *,
     with_score_products: bool,
 ) -> CurvatureOperator:
-    trajectories = linearization.trajectories
+    trajectories, costs = linearization.trajectories, linearization.costs
     offsets = trajectories.offsets
-    weights = _discounted_weights(trajectories, discount)
+    each = trajectories.weights if weights is None else weights
+    discounts = _discounts(trajectories, discount, rewards)
+    step_weights = each[trajectories.trajectory_index] * discounts
     if spec.temperature:
         rewards = rewards - spec.temperature * linearization.log_prob
-    gains = weights * rewards
+    gains = step_weights * rewards
     if spec.baseline is not None:
-        gains = gains - _baseline_gains(spec.baseline, trajectories, rewards, discount)
+        taken = _baseline_per_step(spec.baseline, trajectories, rewards, discount)
+        gains = gains - each[trajectories.trajectory_index] * taken
     to_go = discounted_returns(gains, 1.0, offsets)
 
     def product(v: Tensor) -> Tensor:
@@ -149,22 +214,22 @@ def _hessian_operator(
             outer = discounted_returns(gains * prefix_sum(step_products, offsets), 1.0, offsets)
             image = image + linearization.vjp(outer)
         if spec.temperature:
-            image = image - spec.temperature * linearization.fisher_vp(weights, v)
+            image = image - spec.temperature * linearization.fisher_vp(step_weights, v)
         return -image
 
-    return CurvatureOperator(product, linearization.num_params, spec.damping)
+    cost = costs.jvp_and_hvp + with_score_products * costs.vjp + bool(spec.temperature) * costs.fisher_vp
+    return CurvatureOperator(product, linearization.num_params, spec.damping, cost)
 
 
-def _discounted_weights(trajectories: Trajectories, discount: float) -> Tensor:
-    """(T,) w_i γ^h."""
-    powers = discount ** trajectories.time.to(trajectories.weights.dtype)
-    return trajectories.step_weights * powers
+def _discounts(trajectories: Trajectories, discount: float, like: Tensor) -> Tensor:
+    """(T,) γ^h."""
+    return discount ** trajectories.time.to(like.dtype)
 
 
-def _baseline_gains(
+def _baseline_per_step(
     baseline: Literal["mean"] | Tensor, trajectories: Trajectories, rewards: Tensor, discount: float
 ) -> Tensor:
-    """(T,) what a per-step baseline takes off each step's w γ^h r_h.
+    """(T,) what a per-step baseline takes off each step's γ^h r_h.
 
     A trajectory that has ended still carries the baselines of the later steps, with its whole score: its last step takes
     them. Otherwise the baseline would not vanish in expectation when lengths depend on the policy.
@@ -182,16 +247,22 @@ def _baseline_gains(
         values = rewards.new_zeros(horizon).index_add(0, time, trajectories.step_weights * rewards) / total
     discounted = values * discount ** torch.arange(horizon, dtype=values.dtype, device=values.device)
     after = discounted_returns(discounted, 1.0) - discounted  # sum of the baselines strictly after each time
-    taken = discounted[time]
     is_last = time == lengths[trajectories.trajectory_index] - 1
-    return trajectories.step_weights * (taken + torch.where(is_last, after[time], 0.0))
+    return discounted[time] + torch.where(is_last, after[time], 0.0)
 
 
 def _check_hessian_fields(spec: ScoreHessian | LogProbHessian) -> None:
     _check_non_negative("temperature", spec.temperature)
-    _check_non_negative("damping", spec.damping)
+    _check_damping(spec.damping)
     if not (spec.baseline is None or isinstance(spec.baseline, Tensor) or spec.baseline == "mean"):
         raise ValueError(f"baseline must be None, 'mean' or a tensor (H,), got {spec.baseline!r}")
+
+
+def _check_damping(damping: Damping) -> None:
+    if damping != "auto":
+        if isinstance(damping, str):
+            raise ValueError(f"damping must be a number or 'auto', got '{damping}'")
+        _check_non_negative("damping", damping)
 
 
 def _check_non_negative(name: str, value: float) -> None:

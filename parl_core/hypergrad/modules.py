@@ -6,6 +6,7 @@ offsets of the steps it is called on, by keyword, so that a recurrent network or
 
 from __future__ import annotations
 
+import copy
 import inspect
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -107,10 +108,11 @@ class CapturedPolicy:
                 f"policy must be a module with log_prob(observations, actions), got {type(policy).__name__}"
             )
         named = trainable_parameters(policy, "policy")
+        self._names = [f"module.{name}" for name in named]
         self.params = [p.detach().clone().requires_grad_() for p in named.values()]
         # Copies, so that neither a later change of the policy nor a layer that counts calls (batch norm) is felt.
         self._state = {f"module.{name}": b.detach().clone() for name, b in policy.named_buffers()}
-        self._state.update({f"module.{name}": p for name, p in zip(named, self.params, strict=True)})
+        self._state.update(zip(self._names, self.params, strict=True))
         self._method = MethodCall(policy)
         self.has_fisher = all(
             callable(getattr(policy, name, None)) for name in ("distribution_params", "params_fisher")
@@ -119,6 +121,13 @@ class CapturedPolicy:
             name: takes_offsets(getattr(policy, name, None)) for name in ("log_prob", "distribution_params")
         }
         self.sees_trajectories = any(self._takes_offsets.values())
+
+    def at(self, params: list[Tensor]) -> CapturedPolicy:
+        """The same policy at other parameters, shaped as `params`; their graph is kept."""
+        moved = copy.copy(self)
+        moved.params = params
+        moved._state = {**self._state, **dict(zip(self._names, params, strict=True))}
+        return moved
 
     def log_prob(self, chunk: Chunk) -> Tensor:
         """(T,) of the chunk's steps."""

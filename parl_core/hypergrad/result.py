@@ -17,6 +17,20 @@ class HypergradientWarning(UserWarning):
     """The hypergradient was computed, but something about it should be known before it is used."""
 
 
+@dataclass(frozen=True)
+class ErrorEstimate:
+    """What a hypergradient may be off by; each (num_reward_params,), None where it was not estimated."""
+
+    stderr: Tensor | None = None
+    """Standard error of `total` from the finite sample."""
+    damping_bias: Tensor | None = None
+    """`total` less what it would be without the damping, to first order. A damping that is part of the lower problem, as
+    an L2 penalty, is no bias."""
+    lower_bias: Tensor | None = None
+    """`total` less what it would be at the lower optimum, to first order in the Newton step there, whose own sampling error
+    it contains."""
+
+
 @dataclass
 class Hypergradient:
     """Gradient of the upper *loss* with respect to the upper parameters, term by term; every term is flat."""
@@ -27,15 +41,52 @@ class Hypergradient:
     """(dθ*/dν)ᵀ b: through the policy that the reward induces."""
     regularizer: Tensor
     """∂/∂ν of the regulariser; zeros without one."""
-    solution: Solution
-    """The linear solve behind `implicit`; look at `.status` before trusting it."""
+    solution: Solution | None
+    """The linear solve behind `implicit`; look at `.status` before trusting it. None for an estimator without one."""
     parameters: Sequence[Tensor] = field(repr=False)
     """The upper parameters, in flat order."""
+    error: ErrorEstimate | None = None
+    """How far off `total` may be, if it was asked for."""
 
     @property
     def total(self) -> Tensor:
         """direct + implicit + regularizer."""
         return self.direct + self.implicit + self.regularizer
+
+    @property
+    def stderr(self) -> Tensor | None:
+        """Standard error of `total`, (num_reward_params,), if it was asked for."""
+        return None if self.error is None else self.error.stderr
+
+    def summary(self) -> str:
+        """A few lines that say what was computed, how good it is, and what it cost."""
+        size = float(self.total.norm())
+
+        def relative(vector: Tensor) -> str:
+            return f"{float(vector.norm()) / size:.1%} of |total|" if size else f"{float(vector.norm()):.3g}"
+
+        lines = [
+            f"|total| {size:.4g}: direct {float(self.direct.norm()):.4g}, implicit {float(self.implicit.norm()):.4g}"
+        ]
+        if bool(self.regularizer.any()):
+            lines[0] += f", regularizer {float(self.regularizer.norm()):.4g}"
+        names = {
+            "stderr": "standard error",
+            "damping_bias": "bias of the damping",
+            "lower_bias": "bias of the lower level",
+        }
+        for name, words in names.items():
+            value = getattr(self.error, name, None)
+            if value is not None:
+                lines.append(f"{words}: {relative(value)}")
+        solution = self.solution
+        if solution is not None:
+            cost = "" if solution.cost is None else f", {solution.cost:.1f} gradients"
+            lines.append(
+                f"solve: {solution.status.name} after {solution.iterations} iterations and {solution.products} products"
+                f"{cost}, relative residual {float(solution.residuals[-1].max()):.1e}"
+            )
+        return "\n".join(lines)
 
     def backward(self) -> None:
         """Add `total` into the upper parameters' `.grad`, as `loss.backward()` would."""
@@ -58,12 +109,12 @@ def warn_about(result: Hypergradient, not_at_optimum: str, stacklevel: int) -> N
         warnings.warn(sentence, HypergradientWarning, stacklevel=stacklevel + 2)
 
     solution = result.solution
-    if not solution.status.ok:
+    if solution is not None and not solution.status.ok:
         warn(
             f"the linear solve ended with {solution.status.name} after {solution.iterations} iterations, relative "
-            f"residual {float(solution.residuals[-1]):.2e}: {solution.status.message}"
+            f"residual {float(solution.residuals[-1].max()):.2e}: {solution.status.message}"
         )
-    if solution.negative_curvature:
+    if solution is not None and solution.negative_curvature:
         warn(f"the lower level has a direction of the wrong curvature, so {not_at_optimum}")
     for name in ("direct", "implicit", "regularizer"):
         if not bool(torch.isfinite(getattr(result, name)).all()):

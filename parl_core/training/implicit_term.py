@@ -119,6 +119,7 @@ class ImplicitTerm:
                 solver=self.solver,
                 x0=self._warm_start,
             )
+        assert result.solution is not None  # there is one with every curvature
         if not torch.isfinite(result.implicit).all():
             raise NonFiniteError(
                 f"the implicit term of the reward update is not finite: {result.solution.status.message}"

@@ -1,0 +1,172 @@
+"""The PARL hypergradient of a reward that is judged on data from the policy it induces.
+
+Source: Chakraborty et al., "PARL: A Unified Framework for Policy Alignment in Reinforcement Learning from Human
+Feedback", ICLR 2024; the estimator is re-derived and checked against finite differences in tests/hypergrad.
+
+    lower   θ*(ν) = argmax_θ V(ν, θ)
+    upper   L(ν) = E_{τ∼ρ(θ*(ν))}[U_ν(τ)] + Z(ν), minimised
+    dL/dν = E[∇_ν U_ν] + ∇Z + (dθ*/dν)ᵀ b,   b = E[(U − base) S(τ)]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ...trajectories import PreferencePairs, Trajectories, require_finite
+from ..curvature import Curvature
+from .error import estimate_error
+from ..flat import differentiating, flat_grad, trainable_parameters
+from ..losses import UpperLoss
+from ..result import Hypergradient, warn_about
+from ..solvers import CG, Solver
+from .base import Estimator
+from .folds import cross_fit
+from .implicit_function import ImplicitFunction
+from .problem import Baseline, Problem
+
+_DEFAULT_SOLVER = CG()
+POLICY_NOT_AT_MAXIMUM = (
+    "the policy is not at a local maximum of its value: train it further, add damping, or use Fisher curvature"
+)
+
+
+@differentiating
+def hypergradient(
+    policy: nn.Module,
+    reward: nn.Module,
+    lower: Trajectories,
+    upper: PreferencePairs | Trajectories,
+    *,
+    loss: UpperLoss,
+    discount: float,
+    curvature: Curvature | None = None,
+    solver: Solver = _DEFAULT_SOLVER,
+    estimator: Estimator | None = None,
+    regularizer: Callable[[nn.Module], Tensor] | None = None,
+    baseline: Baseline = True,
+    x0: Tensor | None = None,
+    cross: Trajectories | None = None,
+    folds: int = 1,
+    error_probes: int = 0,
+    chunk_steps: int | None = None,
+) -> Hypergradient:
+    """Gradient of the upper loss with respect to the reward's parameters, through the policy that the reward induces.
+
+    Args:
+        policy: module with `log_prob(observations, actions) -> (T,)`, at (or near) the optimum of the lower level.
+        reward: module with `forward(observations, actions) -> (T,)`.
+        lower: on-policy trajectories for H and C. Take them independent of `upper`: the three factors multiply, and
+            sharing samples among them biases the product.
+        upper: on-policy data for the direct term and b, of the kind that `loss` takes.
+        loss: `PreferenceLoss()` or `TrajectoryLoss(fn)`.
+        discount: γ of the lower level, in [0, 1].
+        curvature: `Fisher(temperature)`, `ScoreHessian()`, `LogProbHessian()` or `Identity()`, for the implicit function
+            theorem.
+        solver: of the linear system with it: `CG(...)`, `Dense()` or any callable (operator, rhs, x0) -> Solution.
+        estimator: of the implicit term, in place of `curvature` and `solver`: `DirectOnly`, `HPGD`, `BCHG`, `SoBiRL`,
+            `NudgedContrast`, `ValuePenalty`, `Unrolled`, `ZeroOrder`.
+        regularizer: Z, reward -> scalar tensor.
+        baseline: subtract baselines from U in b and from S in C (lower variance, same expectation). Or a function
+            trajectories -> (T,), subtracted from U at each step in b: an estimate of U from the states up to that step and
+            the actions before it.
+        x0: (P,) warm start of the solve, such as the previous call's `solution.value`.
+        cross: on-policy trajectories for C, independent of `lower`, which then serves H alone.
+        folds: cut the data into this many folds and average over their rotations, in each of which b, H and C come from
+            different ones (cross-fitting), so that one batch serves all three without the bias of a shared sample. At least
+            3 if `upper` and `lower` are the same trajectories, otherwise 2 suffice.
+        error_probes: random probes for `result.error`; 0 for none, 8 give the standard error to a quarter. Each costs about
+            a loose solve, and the biases a second hypergradient.
+        chunk_steps: go over `lower` and `cross` in chunks of at most this many steps and keep no graph, so that memory does
+            not grow with them; each product then redoes the policy's forward pass.
+
+    Returns:
+        `Hypergradient` with flat terms (num_reward_params,), over the reward's parameters that require a gradient.
+
+    Raises:
+        TypeError, ValueError: arguments of the wrong kind or shape; the message names them.
+        NonFiniteError: a NaN or an infinity in rewards, log-probabilities or the loss.
+
+    Warns:
+        HypergradientWarning: the solve did not converge, the lower level is not at a maximum, or a term is not finite.
+    """
+    chosen = _choose(curvature, solver, estimator)
+    if isinstance(loss, type):
+        raise TypeError(f"loss must be an instance, got the class: write {loss.__name__}(…)")
+    for name, given in (("lower", lower), ("cross", lower if cross is None else cross)):
+        if not isinstance(given, Trajectories):
+            raise TypeError(f"{name} must be Trajectories, got {type(given).__name__}")
+        if given.num_steps == 0:
+            raise ValueError(f"{name} must hold at least one step, got none: without it there is no implicit term")
+    if not 0 <= discount <= 1:
+        raise ValueError(f"discount must lie in [0, 1], got {discount}")
+    if not isinstance(error_probes, int) or error_probes < 0:
+        raise ValueError(f"error_probes must be a whole number, at least 0, got {error_probes!r}")
+    if error_probes and not isinstance(chosen, ImplicitFunction):
+        raise ValueError(f"error_probes serve a curvature and its solver, not the estimator {type(chosen).__name__}")
+    reward_params = list(trainable_parameters(reward, "reward").values())
+
+    losses = loss.per_sample(reward, upper)
+    if losses.shape[0] == 0:
+        raise ValueError("upper must hold at least one sample, got none")
+    require_finite("the upper loss", losses.detach())
+    parts = loss.trajectories(upper)
+    if not parts:
+        raise ValueError("loss.trajectories(upper) must name at least one Trajectories")
+    problem = Problem(
+        policy=policy,
+        reward=reward,
+        reward_params=reward_params,
+        discount=discount,
+        losses=losses,
+        weights=upper.weights.to(losses.dtype),
+        is_sample=upper.is_sample,
+        parts=parts,
+        lower=lower,
+        cross=lower if cross is None else cross,
+        baseline=baseline,
+        chunk_steps=chunk_steps,
+    )
+    outcome = chosen.implicit(problem, x0) if folds == 1 else cross_fit(chosen, problem, x0, folds)
+    result = Hypergradient(
+        direct=problem.direct(),
+        implicit=outcome.implicit,
+        regularizer=_regularizer_gradient(regularizer, reward, reward_params),
+        solution=outcome.solution,
+        parameters=reward_params,
+        error=outcome.error,
+    )
+    if isinstance(chosen, ImplicitFunction) and outcome.solution is not None and (error_probes or chosen.automatic):
+        result.error = estimate_error(problem, chosen, outcome.solution, probes=error_probes)
+    warn_about(result, POLICY_NOT_AT_MAXIMUM, stacklevel=3)
+    return result
+
+
+def _choose(curvature: Curvature | None, solver: Solver, estimator: Estimator | None) -> Estimator:
+    for name, given in (("curvature", curvature), ("solver", solver), ("estimator", estimator)):
+        if isinstance(given, type):
+            raise TypeError(f"{name} must be an instance, got the class: write {given.__name__}(…)")
+    if (curvature is None) == (estimator is None):
+        came = "neither" if curvature is None else "both"
+        raise TypeError(f"give one of curvature and estimator, got {came}")
+    if estimator is None:
+        assert curvature is not None
+        return ImplicitFunction(curvature, solver)
+    if not callable(getattr(estimator, "implicit", None)):
+        raise TypeError(f"estimator must have a method implicit, as DirectOnly has, got {type(estimator).__name__}")
+    return estimator
+
+
+def _regularizer_gradient(
+    regularizer: Callable[[nn.Module], Tensor] | None, reward: nn.Module, params: list[nn.Parameter]
+) -> Tensor:
+    if regularizer is None:
+        return torch.zeros(sum(p.numel() for p in params), dtype=params[0].dtype, device=params[0].device)
+    value = regularizer(reward)
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"regularizer(reward) must return a scalar tensor, got {came}")
+    require_finite("regularizer(reward)", value.detach())
+    return flat_grad([value], params, [torch.ones_like(value)])
