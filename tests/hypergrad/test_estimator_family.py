@@ -81,7 +81,7 @@ def test_closed_forms_match_finite_differences_of_the_preference_loss(estimator)
 
 
 def test_given_advantages_replace_the_averages():
-    problem, theta, loss, expected = soft_problem()
+    problem, theta, loss, _ = soft_problem()
     averaged = call(problem, theta, loss, estimator=parl.BCHG(TEMPERATURE))
     losses = loss.fn(problem.reward, problem.trajectories(theta)).detach()
     probabilities = problem.probabilities(theta)

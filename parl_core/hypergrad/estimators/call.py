@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from ...trajectories import PreferencePairs, Trajectories, require_finite
 from ..curvature import Curvature
-from .error import estimate_error
 from ..flat import differentiating, flat_grad, trainable_parameters
 from ..losses import UpperLoss
 from ..result import Hypergradient, warn_about
 from ..solvers import CG, Solver
 from .base import Estimator
+from .error import estimate_error
 from .folds import cross_fit
 from .implicit_function import ImplicitFunction
 from .problem import Baseline, Problem

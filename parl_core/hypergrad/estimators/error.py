@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from ...ops import discounted_returns
 from ...trajectories import Trajectories
-from .implicit_function import ImplicitFunction
-from .problem import Problem
 from ..flat import flatten, trainable_parameters, unflatten
 from ..linearize import linearize
 from ..modules import reward_values
 from ..result import ErrorEstimate
 from ..solvers import Solution, Solver
+from .implicit_function import ImplicitFunction
+from .problem import Problem
 
 _LOOSE_RTOL = 0.1
 _EFFECTIVE_SHARE = 0.9  # of the trajectories, that reweighting along the Newton step must leave

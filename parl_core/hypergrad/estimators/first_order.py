@@ -72,8 +72,8 @@ class ZeroOrder:
     """
 
     objective: Callable[[nn.Module], float]
-    """reward -> the upper loss, without regulariser, of the lower level solved again for it. It is given a copy of the reward
-    with perturbed parameters."""
+    """reward -> the upper loss, without regulariser, of the lower level solved again for it. It is given copies of the
+    reward with perturbed parameters."""
     radius: float = 1e-2
     """u, in units of the reward's parameters."""
     directions: int = 100
