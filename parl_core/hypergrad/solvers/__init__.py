@@ -10,7 +10,6 @@ What they share is in `drive.py` (the loop around every iterative one) and `solu
 """
 
 from .cg import CG
-from .damping import Damped, OuterProducts, automatic_damping
 from .dense import Dense
 from .minres import MINRES
 from .neumann import Neumann

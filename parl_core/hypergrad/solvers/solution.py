@@ -72,7 +72,6 @@ class Solution:
     """The multiple of the identity that the operator holds, if it says so; 0 otherwise."""
     negative_curvature: bool
     """Whether a direction with pᵀA p < 0 was met: A is not positive definite there."""
-    cost: float | None = None
     products: int = 0
     """Products with the operator, those for true residuals, step sizes and sketches included."""
 
