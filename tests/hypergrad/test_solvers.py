@@ -258,7 +258,7 @@ def test_away_from_the_cpu_the_host_waits_only_at_the_end(name, kind, monkeypatc
 def test_bad_arguments_are_named(name):
     solver = SOLVERS[name](1e-5, 10)
     with pytest.raises(ValueError, match="rhs"):
-        solver(lambda v: v, torch.ones(2, 2))
+        solver(lambda v: v, torch.ones(2, 2, 2))
     with pytest.raises(ValueError, match="rhs"):
         solver(lambda v: v, torch.ones(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="x0"):

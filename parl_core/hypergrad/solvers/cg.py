@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .drive import Iterate, System, check_limits, drive
+from .drive import Iterate, drive
 from .solution import LinearOperator, Solution, Status
+from .system import System, check_limits, dots, norms
 
 
 @dataclass(frozen=True)
@@ -31,47 +32,48 @@ class CG:
         check_limits(self.rtol, self.max_iterations)
 
     def __call__(self, operator: LinearOperator, rhs: Tensor, x0: Tensor | None = None) -> Solution:
-        """Solve operator(x) = rhs for rhs (P,), from x0 (P,) or from zero; one product an iteration."""
+        """Solve operator(x) = rhs for rhs (P,) or (K, P), from x0 like it or from zero; one product an iteration."""
+        system = System(operator, rhs, x0)
         method = ConjugateGradients(precondition=lambda residual: residual)
-        return drive(method, System(operator, rhs), x0, rtol=self.rtol, max_iterations=self.max_iterations)
+        return system.solution(drive(method, system, rtol=self.rtol, max_iterations=self.max_iterations))
 
 
 @dataclass(frozen=True)
 class _State(Iterate):
-    residual: Tensor  # (P,) r, as the recurrence has it
-    direction: Tensor  # (P,) p
-    square: Tensor  # () r·M⁻¹r
-    operator_norm: Tensor  # () the largest ‖A p‖ / ‖p‖ so far
+    residual: Tensor  # (…, P) r, as the recurrence has it
+    direction: Tensor  # (…, P) p
+    square: Tensor  # r·M⁻¹r
+    operator_norm: Tensor  # the largest ‖A p‖ / ‖p‖ so far
 
 
 @dataclass(frozen=True)
 class ConjugateGradients:
-    """The method behind `CG` and `NystromPCG`; `precondition` applies M⁻¹, symmetric positive definite."""
+    """The method behind `CG` and `NystromPCG`; `precondition` applies M⁻¹, symmetric positive definite, to (…, P)."""
 
     precondition: Callable[[Tensor], Tensor]
     halt_status = Status.BREAKDOWN
     residual_is_true = False
 
     def start(self, x: Tensor, residual: Tensor) -> _State:
-        no = torch.zeros((), dtype=torch.bool, device=x.device)
         direction = self.precondition(residual)
-        norm = residual.norm()
-        return _State(x, norm, no, no, residual, direction, residual.dot(direction), torch.zeros_like(norm))
+        norm = norms(residual)
+        no = torch.zeros_like(norm, dtype=torch.bool)
+        return _State(x, norm, no, no, residual, direction, dots(residual, direction), torch.zeros_like(norm))
 
-    def step(self, system: System, state: _State) -> _State:
-        image = system.product(state.direction)
-        curvature = state.direction.dot(image)
-        length = state.direction.norm()
-        operator_norm = torch.maximum(state.operator_norm, image.norm() / length)
+    def step(self, system: System, state: _State, rows: Sequence[int] | None) -> _State:
+        image = system.product(state.direction, rows)
+        curvature = dots(state.direction, image)
+        length = norms(state.direction)
+        operator_norm = torch.maximum(state.operator_norm, norms(image) / length)
         negligible = torch.finfo(image.dtype).eps * operator_norm * length**2
         halted = curvature.abs() <= negligible
         step = torch.where(halted, 0.0, state.square / curvature)
         residual = torch.addcmul(state.residual, step, image, value=-1.0)
         preconditioned = self.precondition(residual)
-        square = residual.dot(preconditioned)
+        square = dots(residual, preconditioned)
         return _State(
             x=torch.addcmul(state.x, step, state.direction),
-            norm=residual.norm(),
+            norm=norms(residual),
             negative=state.negative | (curvature < -negligible),
             halted=halted,
             residual=residual,

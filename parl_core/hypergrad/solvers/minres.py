@@ -13,13 +13,15 @@ How this differs from Paige & Saunders' code, and why:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .drive import Iterate, System, check_limits, drive
+from .drive import Iterate, drive
 from .solution import LinearOperator, Solution, Status
+from .system import System, as_rows, check_limits, dots, norms
 
 
 @dataclass(frozen=True)
@@ -46,30 +48,32 @@ class MINRES:
         check_limits(self.rtol, self.max_iterations)
 
     def __call__(self, operator: LinearOperator, rhs: Tensor, x0: Tensor | None = None) -> Solution:
-        """Solve operator(x) = rhs for rhs (P,), from x0 (P,) or from zero; one product an iteration."""
-        system = System(operator, rhs)
-        solution = drive(_MinimumResiduals(), system, x0, rtol=self.rtol, max_iterations=self.max_iterations)
-        if solution.status is not Status.INCONSISTENT:
-            return solution
-        x = system.scaled(solution.value)
-        residual = system.residual(x)
-        lifted = x - (residual.dot(x) / residual.dot(residual)) * residual
-        return dataclasses.replace(solution, value=system.unscaled(lifted), products=system.products)
+        """Solve operator(x) = rhs for rhs (P,) or (K, P), from x0 like it or from zero; one product an iteration."""
+        system = System(operator, rhs, x0)
+        outcome = drive(_MinimumResiduals(), system, rtol=self.rtol, max_iterations=self.max_iterations)
+        rows = [row for row, status in enumerate(outcome.statuses) if status is Status.INCONSISTENT]
+        if rows:
+            x = outcome.x.clone()
+            residual = as_rows(system.residual(x, rows))[rows]
+            moved = as_rows(x)[rows]
+            as_rows(x)[rows] = moved - dots(residual, moved) / dots(residual, residual) * residual
+            outcome = dataclasses.replace(outcome, x=x)
+        return system.solution(outcome)
 
 
 @dataclass(frozen=True)
 class _State(Iterate):
-    vector: Tensor  # (P,) v_k, the Lanczos vector
-    previous: Tensor  # (P,) v_{k−1}
-    beta: Tensor  # () β_k
-    cosine: Tensor  # () of the last rotation
+    vector: Tensor  # (…, P) v_k, the Lanczos vector
+    previous: Tensor  # (…, P) v_{k−1}
+    beta: Tensor  # β_k
+    cosine: Tensor  # of the last rotation
     sine: Tensor
-    delta_bar: Tensor  # () δ̄_k and ε_k: what the rotations so far left for column k of the tridiagonal matrix
+    delta_bar: Tensor  # δ̄_k and ε_k: what the rotations so far left for column k of the tridiagonal matrix
     epsilon: Tensor
-    phi_bar: Tensor  # () φ̄_k, the residual's norm as the recurrence has it
-    direction: Tensor  # (P,) d_{k−1}
-    previous_direction: Tensor  # (P,) d_{k−2}
-    operator_norm: Tensor  # () the largest ‖A v‖ so far
+    phi_bar: Tensor  # φ̄_k, the residual's norm as the recurrence has it
+    direction: Tensor  # (…, P) d_{k−1}
+    previous_direction: Tensor  # (…, P) d_{k−2}
+    operator_norm: Tensor  # the largest ‖A v‖ so far
 
 
 class _MinimumResiduals:
@@ -77,8 +81,8 @@ class _MinimumResiduals:
     residual_is_true = False
 
     def start(self, x: Tensor, residual: Tensor) -> _State:
-        norm = residual.norm()
-        no = torch.zeros((), dtype=torch.bool, device=x.device)
+        norm = norms(residual)
+        no = torch.zeros_like(norm, dtype=torch.bool)
         zero, zeros = torch.zeros_like(norm), torch.zeros_like(x)
         return _State(
             x=x,
@@ -98,12 +102,12 @@ class _MinimumResiduals:
             operator_norm=zero,
         )
 
-    def step(self, system: System, state: _State) -> _State:
-        image = system.product(state.vector)
+    def step(self, system: System, state: _State, rows: Sequence[int] | None) -> _State:
+        image = system.product(state.vector, rows)
         image = torch.addcmul(image, state.beta, state.previous, value=-1.0)
-        alpha = state.vector.dot(image)
+        alpha = dots(state.vector, image)
         image = torch.addcmul(image, alpha, state.vector, value=-1.0)
-        beta = image.norm()
+        beta = norms(image)
         operator_norm = torch.maximum(state.operator_norm, (alpha**2 + beta**2 + state.beta**2).sqrt())
         eps = torch.finfo(beta.dtype).eps
 

@@ -7,13 +7,15 @@ rises for ever: that is how divergence is told from slowness.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .drive import Iterate, System, check_limits, drive
+from .drive import Iterate, drive
 from .solution import LinearOperator, Solution, Status
+from .system import System, check_limits, dots, norms
 
 _POWER_ITERATIONS = 10
 
@@ -45,21 +47,24 @@ class Neumann:
             raise ValueError(f"step_size must be positive and finite, or None, got {self.step_size}")
 
     def __call__(self, operator: LinearOperator, rhs: Tensor, x0: Tensor | None = None) -> Solution:
-        """Solve operator(x) = rhs for rhs (P,), from x0 (P,) or from zero; one product a term."""
-        system = System(operator, rhs)
+        """Solve operator(x) = rhs for rhs (P,) or (K, P), from x0 like it or from zero; one product a term."""
+        system = System(operator, rhs, x0)
         step_size = _safe_step_size(system) if self.step_size is None else rhs.new_tensor(self.step_size)
-        return drive(_Richardson(step_size), system, x0, rtol=self.rtol, max_iterations=self.max_iterations)
+        return system.solution(
+            drive(_Richardson(step_size), system, rtol=self.rtol, max_iterations=self.max_iterations)
+        )
 
 
 def _safe_step_size(system: System) -> Tensor:
-    """1 / (an estimate of the largest |eigenvalue|, from below); 0 where the operator is zero."""
-    generator = torch.Generator(device=system.rhs.device).manual_seed(0)
-    vector = torch.randn(system.rhs.shape, generator=generator, dtype=system.rhs.dtype, device=system.rhs.device)
-    vector = vector / vector.norm()
-    largest = torch.zeros_like(vector.norm())
+    """() 1 / (an estimate of the largest |eigenvalue|, from below); 0 where the operator is zero."""
+    size, like = system.rhs.shape[-1], system.rhs
+    generator = torch.Generator(device=like.device).manual_seed(0)
+    vector = torch.randn(size, generator=generator, dtype=like.dtype, device=like.device)
+    vector = vector / norms(vector)
+    largest = like.new_zeros(())
     for _ in range(_POWER_ITERATIONS):
         vector = system.product(vector)
-        norm = vector.norm()
+        norm = norms(vector)
         largest = torch.maximum(largest, norm)
         vector = vector / torch.where(norm > 0, norm, 1.0)
     return torch.where(largest == 0, 0.0, 1.0 / largest)
@@ -67,8 +72,8 @@ def _safe_step_size(system: System) -> Tensor:
 
 @dataclass(frozen=True)
 class _State(Iterate):
-    residual: Tensor  # (P,)
-    smallest: Tensor  # () the smallest residual norm so far
+    residual: Tensor  # (…, P)
+    smallest: Tensor  # the smallest residual norm so far
 
 
 @dataclass(frozen=True)
@@ -78,15 +83,16 @@ class _Richardson:
     residual_is_true = True
 
     def start(self, x: Tensor, residual: Tensor) -> _State:
-        no = torch.zeros((), dtype=torch.bool, device=x.device)
-        return _State(x, residual.norm(), no, no, residual, residual.norm())
+        norm = norms(residual)
+        no = torch.zeros_like(norm, dtype=torch.bool)
+        return _State(x, norm, no, no, residual, norm)
 
-    def step(self, system: System, state: _State) -> _State:
+    def step(self, system: System, state: _State, rows: Sequence[int] | None) -> _State:
         x = torch.addcmul(state.x, self.step_size, state.residual)
-        residual = system.residual(x)
-        norm = residual.norm()
-        curvature = state.residual.dot(state.residual - residual)  # η rᵀA r
-        rounding = torch.finfo(norm.dtype).eps * torch.clamp_min(torch.maximum(norm, x.norm() / self.step_size), 1.0)
+        residual = system.residual(x, rows)
+        norm = norms(residual)
+        curvature = dots(state.residual, state.residual - residual)  # η rᵀA r
+        rounding = torch.finfo(norm.dtype).eps * torch.clamp_min(torch.maximum(norm, norms(x) / self.step_size), 1.0)
         halted = torch.isfinite(norm) & (norm > 10.0 * state.smallest)
         return _State(
             x=torch.where(halted, state.x, x),

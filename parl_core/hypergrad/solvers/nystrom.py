@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from .cg import ConjugateGradients
-from .drive import System, check_limits, drive
+from .drive import drive
 from .solution import LinearOperator, Solution, damping_of
+from .system import System, check_limits
 
 
 @dataclass
@@ -58,14 +59,17 @@ class NystromPCG:
         self._sketch = None
 
     def __call__(self, operator: LinearOperator, rhs: Tensor, x0: Tensor | None = None) -> Solution:
-        """Solve operator(x) = rhs for rhs (P,), from x0 (P,) or from zero; one product an iteration, `rank` for a sketch."""
-        system, damping = System(operator, rhs), damping_of(operator)
+        """Solve operator(x) = rhs for rhs (P,) or (K, P), from x0 like it or from zero.
+
+        One product an iteration, and `rank` for a sketch, which serves all K.
+        """
+        system, damping = System(operator, rhs, x0), damping_of(operator)
         sketch = self._sketch
         is_new = sketch is None or not sketch.fits(rhs)
         if sketch is None or is_new:
             sketch = self._sketch = _make_sketch(system, damping, self.rank, self.seed)
         method = ConjugateGradients(precondition=sketch.preconditioner(damping))
-        solution = drive(method, system, x0, rtol=self.rtol, max_iterations=self.max_iterations)
+        solution = system.solution(drive(method, system, rtol=self.rtol, max_iterations=self.max_iterations))
         if not sketch.finite:  # the solve has named the NaN; the next one must not inherit it
             self.reset()
         seen = is_new and sketch.smallest_curvature < -damping  # of this operator, not of an earlier one
@@ -81,26 +85,26 @@ class _Sketch:
 
     def fits(self, rhs: Tensor) -> bool:
         basis = self.basis
-        return (basis.shape[0], basis.dtype, basis.device) == (rhs.shape[0], rhs.dtype, rhs.device)
+        return (basis.shape[0], basis.dtype, basis.device) == (rhs.shape[-1], rhs.dtype, rhs.device)
 
     def preconditioner(self, damping: float) -> Callable[[Tensor], Tensor]:
-        """M⁻¹ = U diag((λ_rank + μ) / (Λ + μ)) Uᵀ + (I − U Uᵀ): equation (1.3) of the paper."""
+        """M⁻¹ on (…, P), M⁻¹ = U diag((λ_rank + μ) / (Λ + μ)) Uᵀ + (I − U Uᵀ): equation (1.3) of the paper."""
         if not self.eigenvalues.numel():
             return lambda residual: residual
         excess = (self.eigenvalues[-1] + damping) / (self.eigenvalues + damping) - 1.0
-        return lambda residual: residual + self.basis @ (excess * (residual @ self.basis))
+        return lambda residual: residual + (excess * (residual @ self.basis)) @ self.basis.T
 
 
 def _make_sketch(system: System, damping: float, rank: int, seed: int) -> _Sketch:
     like = system.rhs
-    size, eps = like.shape[0], torch.finfo(like.dtype).eps
+    size, eps = like.shape[-1], torch.finfo(like.dtype).eps
     nothing = _Sketch(like.new_zeros(size, 0), like.new_zeros(0), 0.0, finite=True)
     if size == 0:
         return nothing
     generator = torch.Generator(device=like.device).manual_seed(seed)
     vectors = torch.randn(size, min(rank, size), generator=generator, dtype=like.dtype, device=like.device)
     vectors = torch.linalg.qr(vectors)[0]  # (P, rank)
-    images = torch.stack([system.product(v).sub(v, alpha=damping) for v in vectors.T.contiguous()], dim=1)
+    images = system.product(vectors.T.contiguous()).T - damping * vectors  # (P, rank)
     if not bool(torch.isfinite(images).all()):
         return dataclasses.replace(nothing, finite=False)
     core = vectors.T @ images

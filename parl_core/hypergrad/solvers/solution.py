@@ -10,10 +10,32 @@ from typing import Protocol
 from torch import Tensor
 
 LinearOperator = Callable[[Tensor], Tensor]
+"""v ↦ A v on vectors (P,). What it may say about itself, as attributes:
+
+    damping           the multiple of the identity that A holds already
+    cost              of one product, in gradients of the policy's log-probabilities
+    block             (K, P) -> (K, P), a product for every row at once; used for two rows or more
+    outer_products    () -> OuterProducts, the terms of A beside the damping
+"""
+
+
+@dataclass(frozen=True)
+class OuterProducts:
+    """The terms of an operator A = Rᵀ diag(c) R + damping·I."""
+
+    rows: Tensor
+    """(k, P) R."""
+    weights: Tensor
+    """(k,) c, of either sign."""
+    cost: float
+    """What the rows took to make, in gradients of the policy's log-probabilities."""
 
 
 class Status(enum.Enum):
-    """How a solve ended. `message` says what happened and what to do about it."""
+    """How a solve ended. `message` says what happened and what to do about it.
+
+    In the order of severity: of several right-hand sides the worst is told.
+    """
 
     CONVERGED = "the true residual is within rtol"
     MAX_ITERATIONS = (
@@ -35,6 +57,10 @@ class Status(enum.Enum):
     DIVERGED = (
         "the series diverges: step_size is not below 2 / (largest eigenvalue), or the operator has a negative eigenvalue; "
         "leave step_size at None, add damping, or use MINRES"
+    )
+    OVERFLOW = (
+        "the solution leaves the range of this dtype, though the solve itself went well: scale the upper loss down, use "
+        "float64 or add damping"
     )
     NON_FINITE_RHS = "the right-hand side holds a NaN or an infinity: look at the upper loss and at the policy's scores"
     NON_FINITE_START = (
@@ -61,26 +87,31 @@ class Solution:
     """What a solver returns."""
 
     value: Tensor
-    """(P,) the solution, or the last iterate when `status` is not CONVERGED; NaN where a NaN came in."""
+    """(P,) or (K, P), as the right-hand side: the solution, or the last iterate where it did not converge; a row is NaN
+    where a NaN came in or the solution overflows."""
     status: Status
-    """How the solve ended."""
+    """How the solve ended; of K right-hand sides, the worst of them."""
     iterations: int
-    """Iterations taken."""
+    """Iterations taken, by the slowest of the right-hand sides."""
     residuals: Tensor
-    """(iterations + 1,) relative residuals ‖b − A x‖ / ‖b‖ by iteration; the last one is the true residual."""
+    """(iterations + 1,) or (iterations + 1, K) relative residuals ‖b − A x‖ / ‖b‖ by iteration; the last one is the true
+    residual, which a right-hand side that is done sooner keeps."""
     damping: float
     """The multiple of the identity that the operator holds, if it says so; 0 otherwise."""
     negative_curvature: bool
-    """Whether a direction with pᵀA p < 0 was met: A is not positive definite there."""
+    """Whether a direction with pᵀA p < 0 was met, in any of the systems: A is not positive definite there."""
     products: int = 0
-    """Products with the operator, those for true residuals, step sizes and sketches included."""
+    """Products of the operator with a vector, those for true residuals, step sizes and sketches included."""
+    cost: float | None = None
+    """Gradients of the policy's log-probabilities that would have cost as much: products × `operator.cost`, and for
+    `Woodbury` what the rows took; None if the operator does not say what a product costs."""
 
 
 class Solver(Protocol):
     """Any callable of this form can be passed as `solver`."""
 
     def __call__(self, operator: LinearOperator, rhs: Tensor, x0: Tensor | None = None) -> Solution:
-        """Solve operator(x) = rhs."""
+        """Solve operator(x) = rhs for rhs (P,), or for each row of rhs (K, P); x0 is like rhs."""
         ...
 
 
