@@ -30,7 +30,8 @@ from ..solvers import Solution, Solver
 from .implicit_function import ImplicitFunction
 from .problem import Problem
 
-_LOOSE_RTOL = 0.1
+_PROBE_RTOL = 0.1  # a standard error needs no more
+_BIAS_RTOL = 0.01
 _EFFECTIVE_SHARE = 0.9  # of the trajectories, that reweighting along the Newton step must leave
 
 
@@ -46,15 +47,15 @@ def estimate_error(
     w = solution.value
     operator = estimator.operator(problem, damping=solution.damping)
     if not probes:
-        moved = _loose(estimator.solver)(operator, w).value
+        moved = _looser(estimator.solver, _BIAS_RTOL)(operator, w).value
         return ErrorEstimate(damping_bias=_damping_bias(problem, solution, moved))
     generator = torch.Generator().manual_seed(seed)
     signs = [_Signs(problem, generator) for _ in range(probes)]
+    sources = torch.stack([_noise_of_the_system(problem, estimator, w, s) for s in signs])
+    moved = _looser(estimator.solver, _PROBE_RTOL)(operator, sources).value
+    influences = [_influence(problem, w, y, s) for y, s in zip(moved, signs, strict=True)]
     ascent = _lower_gradient(problem, estimator)
-    sources = [_noise_of_the_system(problem, estimator, w, s) for s in signs]
-    columns = _loose(estimator.solver)(operator, torch.stack([*sources, w, ascent])).value
-    influences = [_influence(problem, w, moved, s) for moved, s in zip(columns, signs, strict=False)]
-    by_damping, newton = columns[-2], columns[-1]
+    by_damping, newton = _looser(estimator.solver, _BIAS_RTOL)(operator, torch.stack([w, ascent])).value
     return ErrorEstimate(
         stderr=torch.stack(influences).square().mean(0).sqrt(),
         damping_bias=_damping_bias(problem, solution, by_damping),
@@ -133,6 +134,8 @@ def _mean_at_each_time(values: Tensor, trajectories: Trajectories) -> Tensor:
 
 def _lower_bias(problem: Problem, estimator: ImplicitFunction, solution: Solution, newton: Tensor) -> Tensor:
     """(R,) g here less g one Newton step on, to first order in the step."""
+    if not bool(torch.isfinite(newton).all()):
+        return torch.full_like(problem.direct(), float("nan"))
     fraction = 1.0
     while fraction > 1e-4 and not _little_reweighted(problem, _moved(problem.policy, fraction * newton)):
         fraction *= 0.5
@@ -170,10 +173,10 @@ def _little_reweighted(problem: Problem, policy: nn.Module) -> bool:
     return True
 
 
-def _loose(solver: Solver) -> Solver:
-    """The same solver to a tenth; a kept preconditioner stays kept."""
-    if getattr(solver, "rtol", _LOOSE_RTOL) >= _LOOSE_RTOL:
+def _looser(solver: Solver, rtol: float) -> Solver:
+    """The same solver with at least this tolerance; a preconditioner that it keeps stays."""
+    if getattr(solver, "rtol", rtol) >= rtol:
         return solver
     loose = copy.copy(solver)
-    object.__setattr__(loose, "rtol", _LOOSE_RTOL)  # the solvers are frozen
+    object.__setattr__(loose, "rtol", rtol)  # the solvers are frozen
     return loose
