@@ -73,10 +73,11 @@ def chunks(trajectories: Trajectories, chunk_steps: int | None, *, whole: bool) 
     while start < num_steps:
         end, offsets = min(start + chunk_steps, num_steps), None
         if whole:
+            end = bounds[bisect_right(bounds, end) - 1]
+            if end == start:
+                end = bounds[bisect_right(bounds, start)]
             last = bisect_right(bounds, end) - 1
-            if bounds[last] == start:
-                last = bisect_right(bounds, start)
-            end, offsets = bounds[last], trajectories.offsets[first : last + 1] - start
+            offsets = trajectories.offsets[first : last + 1] - start
             first = last
         yield Chunk.of(trajectories, start, end, offsets)
         start = end

@@ -6,6 +6,11 @@ Any `nn.Module` with `log_prob(observations, actions) -> (T,)` is a policy to th
     params_fisher(params, tangent) -> (T, k)               the Fisher matrix of these k numbers times a tangent (T, k)
 
 gets its Fisher matrix in closed form over actions; otherwise it is estimated from the actions taken.
+
+A recurrent network or a transformer needs to know where trajectories begin. If `log_prob` has a parameter named
+`offsets`, as in log_prob(observations, actions, offsets), the engine passes the (N+1,) int64 offsets of the steps by
+keyword: trajectory i, which may be empty, holds steps offsets[i] … offsets[i+1]−1. `distribution_params`, and a reward's
+`forward`, get them in the same way. Such a policy is always called on whole trajectories.
 """
 
 from __future__ import annotations
@@ -17,7 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .categorical import categorical_fisher, categorical_log_prob
 from .mlp import mlp
+from .tokens import TokenPolicy
+
+__all__ = ["CategoricalPolicy", "GaussianPolicy", "TokenPolicy"]
 
 LOG_STD_BOUNDS = (-5.0, 2.0)
 
@@ -129,20 +138,11 @@ class CategoricalPolicy(nn.Module):
 
     def params_log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
         """(T, A), (T,) or (T, 1) -> (T,)."""
-        if actions.is_floating_point() or actions.is_complex():
-            raise TypeError(f"actions must be integers, got {actions.dtype}")
-        index = actions.reshape(-1, 1)
-        if index.shape[0] != params.shape[0]:
-            raise ValueError(
-                f"actions must have shape (T,) or (T, 1) with T = {params.shape[0]}, got {tuple(actions.shape)}"
-            )
-        return F.log_softmax(params, dim=-1).gather(-1, index.long()).squeeze(-1)
+        return categorical_log_prob(params, actions)
 
     def params_fisher(self, params: Tensor, tangent: Tensor) -> Tensor:
         """The Fisher matrix of the logits, diag(p) − p pᵀ, times `tangent`."""
-        probs = F.softmax(params, dim=-1)
-        weighted = probs * tangent
-        return weighted - probs * weighted.sum(-1, keepdim=True)
+        return categorical_fisher(params, tangent)
 
     def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
         """(T, do), (T,) or (T, 1) -> (T,), natural logarithm of the probability."""

@@ -1,4 +1,7 @@
-"""Reward models. Any `nn.Module` with `forward(observations, actions) -> (T,)` is a reward to the engine."""
+"""Reward models. Any `nn.Module` with `forward(observations, actions) -> (T,)` is a reward to the engine.
+
+One whose forward has a parameter named `offsets` is given those of the trajectories, as policies are.
+"""
 
 from __future__ import annotations
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..modules import takes_offsets
 from .dynamic import examine_call
 from .findings import Finding, Preflight, Severity
 from .static import UNCALLABLE, examine_modules
@@ -26,7 +29,8 @@ def preflight(module: nn.Module, *example_inputs: Any, method: str | None = None
 
     Args:
         module: a policy, a reward, or any module whose parameters are to be differentiated twice.
-        example_inputs: what the method takes, e.g. observations (T, do) and actions (T, da); a few rows suffice.
+        example_inputs: what the method takes, e.g. observations (T, do) and actions (T, da); a few rows suffice. A
+            method with a parameter `offsets` that is left out is told that all rows are one trajectory.
         method: the method to examine; by default `log_prob` where the module has it, otherwise `forward`.
 
     Raises:
@@ -42,7 +46,8 @@ def preflight(module: nn.Module, *example_inputs: Any, method: str | None = None
     if example_inputs and not any(f.kind in UNCALLABLE and f.severity is Severity.ERROR for f in findings):
         # In a no_grad block of the caller the checks would see no graph.
         with torch.inference_mode(False), torch.enable_grad():
-            settled, seen = examine_call(module, example_inputs, name)
+            offsets = _left_out_offsets(getattr(module, name), example_inputs)
+            settled, seen = examine_call(module, example_inputs, offsets, name)
         findings = [f for f in findings if f.kind not in (settled or ())]
         known = {(f.kind, f.where) for f in findings}
         findings += dict.fromkeys(f for f in seen if (f.kind, f.where) not in known)
@@ -52,3 +57,15 @@ def preflight(module: nn.Module, *example_inputs: Any, method: str | None = None
         subject=f"{type(module).__name__}.{name}",
         called=settled is not None,
     )
+
+
+def _left_out_offsets(method: Callable[..., Any], inputs: tuple[Any, ...]) -> dict[str, Tensor]:
+    """Offsets that make one trajectory of all rows, if the method takes some and the inputs end before them."""
+    rows = [t for t in inputs if isinstance(t, Tensor) and t.dim() > 0]
+    if not rows or not takes_offsets(method):
+        return {}
+    try:
+        given = inspect.signature(method).bind_partial(*inputs).arguments
+    except TypeError:  # more inputs than it takes, which the call will tell
+        return {}
+    return {} if "offsets" in given else {"offsets": torch.tensor([0, len(rows[0])], device=rows[0].device)}

@@ -44,13 +44,15 @@ _SINGULAR = (
 )  # fmt: skip
 
 
-def examine_call(module: nn.Module, inputs: tuple[Any, ...], method: str) -> tuple[set[str] | None, list[Finding]]:
-    """Call a copy of `module.method(*inputs)`.
+def examine_call(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], method: str
+) -> tuple[set[str] | None, list[Finding]]:
+    """Call a copy of `module.method(*args, **kwargs)`.
 
     Returns the kinds of static suspicion that this settles, None if it could not be called, and what was seen.
     """
     try:
-        native = _Subject(copy.deepcopy(module), inputs, method)
+        native = _Subject(copy.deepcopy(module), args, kwargs, method)
     except Exception as error:
         what = f"The module cannot be copied ({_first_line(error)}), so it was not called."
         return None, [Finding(WARNING, "not checked", "", what, "Make copy.deepcopy(module) work.")]
@@ -98,7 +100,12 @@ class _Subject:
     """A copy of the module with the inputs that it is called on; its parameters may be moved."""
 
     def __init__(
-        self, module: nn.Module, inputs: tuple[Any, ...], method: str, dtype: torch.dtype | None = None
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        method: str,
+        dtype: torch.dtype | None = None,
     ) -> None:
         def own(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -106,14 +113,14 @@ class _Subject:
             return value.detach().clone().to(dtype if dtype and value.is_floating_point() else value.dtype)
 
         self.module = module.to(dtype) if dtype else module
-        self.inputs, self.method = tree_map(own, inputs), method
+        self.args, self.kwargs, self.method = tree_map(own, args), tree_map(own, kwargs), method
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.names, self.params = list(named), list(named.values())
 
     def __call__(self, seed: int = 0) -> list[Tensor]:
         """The differentiable outputs, always with the same draws for the same seed."""
         torch.manual_seed(seed)
-        return _differentiable(getattr(self.module, self.method)(*self.inputs))
+        return _differentiable(getattr(self.module, self.method)(*self.args, **self.kwargs))
 
     def at(self, shifted: list[Tensor], weights: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Outputs and the gradient of their weighted sum at other parameters."""
@@ -195,7 +202,7 @@ def _double_backward(native: _Subject, graph: dict[Node, str]) -> Iterator[Findi
 def _canary(module: nn.Module, native: _Subject, graph: dict[Node, str]) -> Iterator[Finding]:
     subject = native
     try:
-        candidate = _Subject(copy.deepcopy(module), native.inputs, native.method, torch.float64)
+        candidate = _Subject(copy.deepcopy(module), native.args, native.kwargs, native.method, torch.float64)
         candidate()
         subject = candidate
     except Exception:  # a kernel without float64: the native dtype must do
@@ -284,7 +291,8 @@ def _forward_mode(native: _Subject) -> Iterator[Finding]:
 
     def call(*params: Tensor) -> list[Tensor]:
         torch.manual_seed(0)
-        result = functional_call(method, dict(zip(names, params, strict=True)), (native.method, *native.inputs))
+        state = dict(zip(names, params, strict=True))
+        result = functional_call(method, state, (native.method, *native.args), native.kwargs)
         return [y for y in tree_leaves(result) if isinstance(y, Tensor) and y.is_floating_point()]
 
     params = tuple(p.detach() for p in native.params)
