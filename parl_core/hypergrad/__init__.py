@@ -7,12 +7,25 @@ from .linearize import Linearization, linearize
 from .losses import PreferenceLoss, TrajectoryLoss
 from .preflight import Finding, Preflight, Severity, preflight
 from .result import Hypergradient, HypergradientWarning
-from .solvers import CG, MINRES, Dense, Neumann, NystromPCG, Solution, Status
+from .solvers import (
+    CG,
+    MINRES,
+    Damped,
+    Dense,
+    Neumann,
+    NystromPCG,
+    OuterProducts,
+    Solution,
+    Status,
+    Woodbury,
+    automatic_damping,
+)
 
 __all__ = [
     "CG",
     "MINRES",
     "CurvatureOperator",
+    "Damped",
     "Dense",
     "Finding",
     "Fisher",
@@ -23,6 +36,7 @@ __all__ = [
     "LogProbHessian",
     "Neumann",
     "NystromPCG",
+    "OuterProducts",
     "PreferenceLoss",
     "Preflight",
     "ScoreHessian",
@@ -30,6 +44,8 @@ __all__ = [
     "Solution",
     "Status",
     "TrajectoryLoss",
+    "Woodbury",
+    "automatic_damping",
     "hypergradient",
     "implicit_gradient",
     "linearize",
