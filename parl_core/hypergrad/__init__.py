@@ -7,7 +7,19 @@ from .linearize import Linearization, linearize
 from .losses import PreferenceLoss, TrajectoryLoss
 from .preflight import Finding, Preflight, Severity, preflight
 from .result import ErrorEstimate, Hypergradient, HypergradientWarning
-from .solvers import CG, MINRES, Dense, Neumann, NystromPCG, Solution, Status
+from .solvers import (
+    CG,
+    MINRES,
+    Damped,
+    Dense,
+    Neumann,
+    NystromPCG,
+    OuterProducts,
+    Solution,
+    Status,
+    Woodbury,
+    automatic_damping,
+)
 
 __all__ = [
     "BCHG",
@@ -15,6 +27,7 @@ __all__ = [
     "HPGD",
     "MINRES",
     "CurvatureOperator",
+    "Damped",
     "Dense",
     "DirectOnly",
     "ErrorEstimate",
@@ -28,6 +41,7 @@ __all__ = [
     "Neumann",
     "NudgedContrast",
     "NystromPCG",
+    "OuterProducts",
     "PreferenceLoss",
     "Preflight",
     "ScoreHessian",
@@ -38,7 +52,9 @@ __all__ = [
     "TrajectoryLoss",
     "Unrolled",
     "ValuePenalty",
+    "Woodbury",
     "ZeroOrder",
+    "automatic_damping",
     "hypergradient",
     "implicit_gradient",
     "linearize",

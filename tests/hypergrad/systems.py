@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import parl_core as parl
+
 F64 = torch.float64
 
 
@@ -35,7 +37,10 @@ def krylov_basis(matrix: Tensor, rhs: Tensor, steps: int) -> Tensor:
 
 
 class Counted:
-    """v ↦ A v + damping·v, counting its products and remembering each vector it got."""
+    """v ↦ A v + damping·v, counting its products and remembering each vector it got.
+
+    Its outer products are those of its eigenvectors, those of the eigenvalue 0 left out.
+    """
 
     def __init__(self, matrix: Tensor, damping: float = 0.0) -> None:
         self.matrix, self.damping = matrix, damping
@@ -45,6 +50,31 @@ class Counted:
         self.vectors.append(vector.clone())
         return self.matrix @ vector + self.damping * vector
 
+    def outer_products(self) -> parl.OuterProducts:
+        if not bool(torch.isfinite(self.matrix).all()):
+            return parl.OuterProducts(self.matrix, torch.ones_like(self.matrix[0]), cost=0.0)
+        values, vectors = torch.linalg.eigh(self.matrix.to(F64))
+        kept = values.abs() > 1e-6 * values.abs().max() if values.numel() else values > 0
+        dtype = self.matrix.dtype
+        return parl.OuterProducts(vectors[:, kept].T.to(dtype), values[kept].to(dtype), cost=0.0)
+
     @property
     def products(self) -> int:
         return len(self.vectors)
+
+
+class CountedBlocks(Counted):
+    """The same with `block`; remembers the shape of each call's argument."""
+
+    def __init__(self, matrix: Tensor, damping: float = 0.0) -> None:
+        super().__init__(matrix, damping)
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        self.shapes.append(tuple(vector.shape))
+        return super().__call__(vector)
+
+    def block(self, vectors: Tensor) -> Tensor:
+        self.shapes.append(tuple(vectors.shape))
+        self.vectors.extend(vectors.clone())
+        return vectors @ self.matrix + self.damping * vectors

@@ -245,9 +245,7 @@ def mean_of_others(values, trajectories):
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_ragged_weighted_data_of_any_shape(lengths, data, curvature):
     """Empty and one-step trajectories among them, weights of either sign or none: the operator is the dense matrix."""
-    weights = data.draw(
-        st.none() | st.lists(st.floats(-1, 2, width=32), min_size=len(lengths), max_size=len(lengths))
-    )
+    weights = data.draw(st.none() | st.lists(st.floats(-1, 2, width=32), min_size=len(lengths), max_size=len(lengths)))
     if weights is not None and "mean" in curvature and abs(sum(weights)) < 0.1:
         weights = None  # a mean over weights that cancel
     tensor = None if weights is None else torch.tensor(weights, dtype=F64)
@@ -256,8 +254,10 @@ def test_ragged_weighted_data_of_any_shape(lengths, data, curvature):
     spec, dense_curvature = CURVATURES[curvature]
     linearization = parl.linearize(policy, trajectories)
     rewards = reward(trajectories.observations, trajectories.actions).detach()
-    operator = spec.operator(linearization, rewards, DISCOUNT) if "Fisher" in curvature else spec.operator(
-        linearization, rewards, DISCOUNT
+    operator = (
+        spec.operator(linearization, rewards, DISCOUNT)
+        if "Fisher" in curvature
+        else spec.operator(linearization, rewards, DISCOUNT)
     )
     columns = torch.stack([operator(v) for v in torch.eye(linearization.num_params, dtype=F64)])
     expected = dense_curvature(Dense(policy, reward, trajectories))

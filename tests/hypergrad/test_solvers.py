@@ -15,9 +15,11 @@ SOLVERS = {
     "MINRES": lambda rtol, limit: parl.MINRES(rtol=rtol, max_iterations=limit),
     "Neumann": lambda rtol, limit: parl.Neumann(rtol=rtol, max_iterations=15 * limit),
     "NystromPCG": lambda rtol, limit: parl.NystromPCG(rank=6, rtol=rtol, max_iterations=limit),
+    "Woodbury": lambda rtol, limit: parl.Woodbury(rtol=rtol),
     "Dense": lambda rtol, limit: parl.Dense(),
 }
-ITERATIVE = [name for name in SOLVERS if name != "Dense"]
+DIRECT = ("Woodbury", "Dense")
+ITERATIVE = [name for name in SOLVERS if name not in DIRECT]
 OPERATORS = {
     "well conditioned": torch.linspace(1.0, 10.0, 20, dtype=F64),
     "ill conditioned": torch.logspace(-3, 0, 20, dtype=F64),
@@ -58,7 +60,7 @@ def test_solves_or_says_that_it_did_not(name, kind, warm, dtype):
     assert solution.products == operator.products
     # Equal up to the rounding of b − A x in the solve's own dtype.
     assert float(solution.residuals[-1]) == pytest.approx(true_residual, rel=0.05, abs=1e3 * torch.finfo(dtype).eps)
-    if definite or name in ("MINRES", "Dense", "CG", "NystromPCG"):
+    if definite or name != "Neumann":
         assert solution.status is parl.Status.CONVERGED
         smallest = float(eigenvalues.abs()[eigenvalues != 0].min())
         bound = 1.1 * max(float(solution.residuals[-1]), rtol) * float(rhs.norm()) / smallest
@@ -70,19 +72,19 @@ def test_solves_or_says_that_it_did_not(name, kind, warm, dtype):
 
 def test_zero_right_hand_side(solver):
     matrix, rhs = spd()
-    solution = solver(lambda v: matrix @ v, torch.zeros_like(rhs))
+    solution = solver(Counted(matrix), torch.zeros_like(rhs))
     assert solution.status is parl.Status.CONVERGED
     assert not solution.value.any()
-    assert not solver(lambda v: matrix @ v, torch.zeros_like(rhs), rhs).value.any()
+    assert not solver(Counted(matrix), torch.zeros_like(rhs), rhs).value.any()
 
 
 def test_scalar_problem(solver):
-    solution = solver(lambda v: 4.0 * v, torch.tensor([2.0], dtype=F64))
+    solution = solver(Counted(torch.tensor([[4.0]], dtype=F64)), torch.tensor([2.0], dtype=F64))
     torch.testing.assert_close(solution.value, torch.tensor([0.5], dtype=F64))
 
 
 def test_no_parameters(solver):
-    solution = solver(lambda v: v, torch.zeros(0))
+    solution = solver(Counted(torch.zeros(0, 0)), torch.zeros(0))
     assert (solution.status, solution.value.shape) == (parl.Status.CONVERGED, (0,))
 
 
@@ -91,11 +93,11 @@ def test_a_nan_stays_a_nan_and_is_named(solver, bad):
     matrix, rhs = spd()
     bad_rhs = rhs.clone()
     bad_rhs[3] = bad
-    solution = solver(lambda v: matrix @ v, bad_rhs)
+    solution = solver(Counted(matrix), bad_rhs)
     assert solution.status is parl.Status.NON_FINITE_RHS
     assert solution.value.isnan().all()
     assert solution.residuals[-1].isnan()
-    solution = solver(lambda v: torch.full_like(v, bad), rhs)
+    solution = solver(Counted(torch.full_like(matrix, bad)), rhs)
     assert solution.status is parl.Status.NON_FINITE_OPERATOR
     assert solution.value.isnan().all()
 
@@ -105,7 +107,7 @@ def test_a_nan_in_the_start_or_in_a_later_product_is_named(name):
     matrix, rhs = spd()
     x0 = torch.zeros_like(rhs)
     x0[0] = float("nan")
-    solution = SOLVERS[name](1e-10, 200)(lambda v: matrix @ v, rhs, x0)
+    solution = SOLVERS[name](1e-10, 200)(Counted(matrix), rhs, x0)
     assert solution.status is parl.Status.NON_FINITE_START
     assert solution.value.isnan().all()
 
@@ -118,7 +120,7 @@ def test_a_nan_in_the_start_or_in_a_later_product_is_named(name):
 
 
 def test_an_inconsistent_system_is_not_called_solved(solver):
-    solution = solver(torch.zeros_like, torch.ones(3, dtype=F64))
+    solution = solver(Counted(torch.zeros(3, 3, dtype=F64)), torch.ones(3, dtype=F64))
     assert not solution.status.ok
     assert float(solution.residuals[-1]) == pytest.approx(1.0)
     assert torch.isfinite(solution.value).all()
@@ -129,7 +131,7 @@ def test_the_scale_of_the_right_hand_side_does_not_matter(solver, size):
     diagonal = torch.tensor([1.0, 2.0, 3.0])
     if not isinstance(solver, parl.Dense):
         solver.__init__(rtol=1e-5)
-    solution = solver(lambda v: diagonal * v, torch.full((3,), size))
+    solution = solver(Counted(torch.diag(diagonal)), torch.full((3,), size))
     assert solution.status is parl.Status.CONVERGED
     torch.testing.assert_close(solution.value / size, 1 / diagonal, rtol=3e-5, atol=0)
 
@@ -263,10 +265,12 @@ def test_bad_arguments_are_named(name):
         solver(lambda v: v, torch.ones(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="x0"):
         solver(lambda v: v, torch.ones(2), torch.ones(3))
-    with pytest.raises(ValueError, match="operator"):
-        solver(lambda v: v[:1], torch.ones(2))
+    if name != "Woodbury":
+        with pytest.raises(ValueError, match="operator"):
+            solver(lambda v: v[:1], torch.ones(2))
     if name != "Dense":
         with pytest.raises(ValueError, match="rtol"):
             SOLVERS[name](0.0, 10)
+    if name not in DIRECT:
         with pytest.raises(ValueError, match="max_iterations"):
             SOLVERS[name](1e-5, 0)

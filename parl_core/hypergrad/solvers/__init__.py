@@ -1,19 +1,39 @@
 """Solvers for A x = b, with A symmetric and given only by its products; one file per algorithm.
 
-What they share is in `drive.py` (the loop around every iterative one) and `solution.py` (what a solve returns):
+What they share is in `drive.py` (the loop around every iterative one), `system.py` (right-hand sides, products, scale) and
+`solution.py` (what goes in and comes out):
 
     CG           A positive definite; a consistent semi-definite system is solved too
     MINRES       A symmetric of any sign: what to use when a full Hessian is not yet definite
     Neumann      a fixed number of plain gradient steps: cheap bias instead of an exact solve
     NystromPCG   A = (few large eigenvalues) + damping, solved many times over as A changes slowly
+    Woodbury     A = (few outer products) + damping: exact, if the operator tells its rows
     Dense        the oracle for small P
+
+`damping.py` chooses a damping for an operator that has none.
 """
 
 from .cg import CG
+from .damping import Damped, automatic_damping
 from .dense import Dense
 from .minres import MINRES
 from .neumann import Neumann
 from .nystrom import NystromPCG
-from .solution import LinearOperator, Solution, Solver, Status
+from .solution import LinearOperator, OuterProducts, Solution, Solver, Status
+from .woodbury import Woodbury
 
-__all__ = ["CG", "MINRES", "Dense", "LinearOperator", "Neumann", "NystromPCG", "Solution", "Solver", "Status"]
+__all__ = [
+    "CG",
+    "MINRES",
+    "Damped",
+    "Dense",
+    "LinearOperator",
+    "Neumann",
+    "NystromPCG",
+    "OuterProducts",
+    "Solution",
+    "Solver",
+    "Status",
+    "Woodbury",
+    "automatic_damping",
+]
