@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -153,7 +155,8 @@ def as_function(module: nn.Module, trajectories: parl.Trajectories, method: str 
             self.inner = module
 
         def forward(self):
-            given = {"offsets": trajectories.offsets}
+            takes_offsets = "offsets" in inspect.signature(getattr(module, method)).parameters
+            given = {"offsets": trajectories.offsets} if takes_offsets else {}
             if method != "distribution_params":
                 given["actions"] = trajectories.actions
             return getattr(self.inner, method)(trajectories.observations, **given)
