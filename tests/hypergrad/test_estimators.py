@@ -322,3 +322,123 @@ def test_works_under_no_grad_and_leaves_no_trace():
     assert result.total.norm() > 0
     assert problem.reward.table.grad is None
     assert not result.total.requires_grad
+
+
+@pytest.mark.parametrize("scores", [None, "trajectories"])
+def test_automatic_damping_follows_its_rule_and_is_reported_with_its_price(scores):
+    problem = Enumerated(temperature=0.3, observe_time=True)
+    theta = problem.solve(problem.reward)
+    problem.put(theta)
+    trajectories = problem.trajectories(theta)
+    solvers = [TIGHT, parl.Dense(), parl.Woodbury()] if scores else [TIGHT, parl.Dense()]
+
+    def call(damping, solver):
+        return parl.hypergradient(
+            problem.policy,
+            problem.reward,
+            trajectories,
+            trajectories,
+            loss=utility_loss(problem)[0],
+            discount=problem.discount,
+            curvature=parl.Fisher(0.3, damping=damping, scores=scores),
+            solver=solver,
+        )
+
+    exact = call(0.0, parl.Dense())
+    for solver in solvers:
+        result = call("auto", solver)
+        assert result.solution.damping > 0
+        assert result.solution.status is parl.Status.CONVERGED
+        torch.testing.assert_close(result.total, call(result.solution.damping, solver).total)
+        assert relative(result.error.damping_bias, result.total - exact.total) < 0.3
+        assert result.stderr is None
+    linearization = parl.linearize(problem.policy, trajectories)
+    operator = parl.Fisher(0.3, scores=scores).operator(linearization, trajectories.step_weights, problem.discount)
+    rhs = operator(exact.solution.value)
+    assert result.solution.damping == pytest.approx(parl.hypergrad.automatic_damping(operator, rhs), rel=1e-6)
+    assert exact.error is None
+
+
+def test_automatic_damping_makes_an_indefinite_lower_level_solvable():
+    """Far from its optimum the full Hessian has directions of either sign."""
+    problem = Enumerated(temperature=0.1)
+    theta = 3.0 * torch.randn(problem.num_params, generator=torch.Generator().manual_seed(0), dtype=DTYPE)
+    problem.put(theta)
+    trajectories = problem.trajectories(theta)
+
+    def call(damping):
+        return parl.hypergradient(
+            problem.policy,
+            problem.reward,
+            trajectories,
+            trajectories,
+            loss=utility_loss(problem)[0],
+            discount=problem.discount,
+            curvature=parl.ScoreHessian(temperature=0.1, damping=damping),
+            solver=parl.CG(),
+        )
+
+    with pytest.warns(parl.HypergradientWarning, match="wrong curvature"):
+        assert call(0.0).solution.negative_curvature
+    result = call("auto")
+    assert result.solution.status is parl.Status.CONVERGED
+    assert not result.solution.negative_curvature
+
+
+@pytest.mark.parametrize("options", [dict(damping=-1.0), dict(damping="some"), dict(scores="actions")])
+def test_curvatures_refuse_what_they_do_not_know(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        parl.Fisher(0.1, **options)
+
+
+@pytest.mark.parametrize("curvature", [parl.ScoreHessian("mean", damping=1.0), parl.Fisher(0.3, damping=0.1)])
+def test_chunks_change_nothing(curvature):
+    problem = Enumerated(damping=0.1, terminal=True)
+    theta = problem.solve(problem.reward)
+    problem.put(theta)
+    trajectories = problem.trajectories(theta)
+    results = [
+        parl.hypergradient(
+            problem.policy,
+            problem.reward,
+            trajectories,
+            trajectories,
+            loss=utility_loss(problem)[0],
+            discount=problem.discount,
+            curvature=curvature,
+            solver=TIGHT,
+            error_probes=2,
+            chunk_steps=chunk_steps,
+        )
+        for chunk_steps in (None, 7)
+    ]
+    for name in ("direct", "implicit", "stderr"):
+        torch.testing.assert_close(getattr(results[0], name), getattr(results[1], name))
+    assert results[1].solution.cost > results[0].solution.cost > 0
+
+
+def test_an_estimator_of_ones_own():
+    class Half:
+        """Half of what another one says."""
+
+        def implicit(self, problem, x0):
+            outcome = parl.HPGD(0.3).implicit(problem, x0)
+            return parl.hypergrad.estimators.Outcome(0.5 * outcome.implicit)
+
+    problem = Enumerated(temperature=0.3, observe_time=True)
+    theta = problem.solve(problem.reward)
+    problem.put(theta)
+    trajectories = problem.trajectories(theta)
+    options = dict(loss=utility_loss(problem)[0], discount=problem.discount)
+    arguments = (problem.policy, problem.reward, trajectories, trajectories)
+    half = parl.hypergradient(*arguments, estimator=Half(), **options)
+    whole = parl.hypergradient(*arguments, estimator=parl.HPGD(0.3), **options)
+    torch.testing.assert_close(half.implicit, 0.5 * whole.implicit)
+    for wrong, words in (
+        (dict(), "one of curvature and estimator, got neither"),
+        (dict(estimator=Half(), curvature=parl.Identity()), "got both"),
+        (dict(estimator=Half), "got the class"),
+        (dict(estimator=3), "method implicit"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            parl.hypergradient(*arguments, **wrong, **options)
