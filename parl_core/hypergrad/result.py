@@ -31,6 +31,8 @@ class Hypergradient:
     """The linear solve behind `implicit`; look at `.status` before trusting it."""
     parameters: Sequence[Tensor] = field(repr=False)
     """The upper parameters, in flat order."""
+    aux: object = None
+    """What the upper loss returned beside its value, as it came; `implicit_gradient(…, has_aux=True)` alone sets it."""
 
     @property
     def total(self) -> Tensor:
@@ -49,6 +51,25 @@ class Hypergradient:
                     parameter.grad = piece.clone()
                 else:
                     parameter.grad.add_(piece)
+
+    def surrogate(self) -> Tensor:
+        """A scalar that is 0 and whose gradient in the upper parameters is `implicit` alone.
+
+        For a training loop that already has its upper loss, whose own gradient is the direct term:
+
+            loss = cross_entropy + result.surrogate()
+            loss.backward()
+
+        It is Σ ⟨implicit, p − p.detach()⟩, so it scales, accumulates and reaches tensors that `p` was computed from as any
+        term of a loss does. Frozen parameters take no part. Each call gives a graph of its own. Where `implicit` holds
+        a NaN or an infinity the value is NaN and the gradient what `implicit` holds, so that a loss scaler skips the step.
+        """
+        pieces = unflatten(self.implicit, self.parameters, name="implicit")
+        value = self.implicit.new_zeros(())
+        for parameter, piece in zip(self.parameters, pieces, strict=True):
+            if parameter.requires_grad:
+                value = value + (piece * (parameter - parameter.detach())).sum()
+        return value
 
 
 def warn_about(result: Hypergradient, not_at_optimum: str, stacklevel: int) -> None:
