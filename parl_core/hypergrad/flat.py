@@ -27,7 +27,11 @@ def differentiating(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextlib.contextmanager
 def autocast_uncached() -> Iterator[None]:
-    """Let autocast cast anew each time: its cache also hands out casts made under no_grad, which carry no gradient."""
+    """Let autocast cast anew each time.
+
+    Its cache, in the older of the torch versions supported, also hands out casts made under no_grad, which carry no gradient
+    (pytorch/pytorch#158232).
+    """
     enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
