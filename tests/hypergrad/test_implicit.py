@@ -267,6 +267,7 @@ def test_a_lower_level_without_curvature_warns(solver, linear):
     assert not result.solution.status.ok
 
 
+@pytest.mark.filterwarnings("ignore::parl_core.HypergradientWarning")  # more than the one looked for
 @every_solver
 def test_a_nan_stays_one_and_is_named(solver):
     x, y = {"x": torch.ones(2)}, {"y": torch.zeros(2)}
