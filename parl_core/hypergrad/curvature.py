@@ -27,9 +27,7 @@ from torch import Tensor
 from ..ops import discounted_returns, prefix_sum
 from ..trajectories import Trajectories
 from .linearize import Linearization
-from .solvers import OuterProducts
-
-Damping = float | Literal["auto"]
+from .solvers import Damping, OuterProducts, check_damping
 
 
 class CurvatureOperator:
@@ -104,7 +102,7 @@ class Fisher:
 
     def __post_init__(self) -> None:
         _check_non_negative("temperature", self.temperature)
-        _check_damping(self.damping)
+        check_damping(self.damping)
         if self.scores not in (None, "steps", "trajectories"):
             raise ValueError(f"scores must be None, 'steps' or 'trajectories', got {self.scores!r}")
         if self.temperature == 0 and self.damping == 0:
@@ -253,16 +251,9 @@ def _baseline_per_step(
 
 def _check_hessian_fields(spec: ScoreHessian | LogProbHessian) -> None:
     _check_non_negative("temperature", spec.temperature)
-    _check_damping(spec.damping)
+    check_damping(spec.damping)
     if not (spec.baseline is None or isinstance(spec.baseline, Tensor) or spec.baseline == "mean"):
         raise ValueError(f"baseline must be None, 'mean' or a tensor (H,), got {spec.baseline!r}")
-
-
-def _check_damping(damping: Damping) -> None:
-    if damping != "auto":
-        if isinstance(damping, str):
-            raise ValueError(f"damping must be a number or 'auto', got '{damping}'")
-        _check_non_negative("damping", damping)
 
 
 def _check_non_negative(name: str, value: float) -> None:

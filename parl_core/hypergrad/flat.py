@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -22,6 +23,28 @@ def differentiating(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapped
+
+
+@contextlib.contextmanager
+def autocast_uncached() -> Iterator[None]:
+    """Let autocast cast anew each time.
+
+    Its cache, in the older of the torch versions supported, also hands out casts made under no_grad, which carry no gradient
+    (pytorch/pytorch#158232).
+    """
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
+
+
+def autocast_off(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Derivatives and solves run in the dtypes they were given, whatever autocast the caller is in."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def refuse_once_differentiable(tensors: Sequence[Tensor], role: str) -> None:

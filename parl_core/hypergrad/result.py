@@ -47,6 +47,8 @@ class Hypergradient:
     """The upper parameters, in flat order."""
     error: ErrorEstimate | None = None
     """How far off `total` may be, if it was asked for."""
+    aux: object = None
+    """What the upper loss returned beside its value, as it came; `implicit_gradient(…, has_aux=True)` alone sets it."""
 
     @property
     def total(self) -> Tensor:
@@ -89,17 +91,34 @@ class Hypergradient:
         return "\n".join(lines)
 
     def backward(self) -> None:
-        """Add `total` into the upper parameters' `.grad`, as `loss.backward()` would."""
-        with torch.no_grad():
-            for parameter, piece in zip(
-                self.parameters, unflatten(self.total, self.parameters, name="total"), strict=True
-            ):
-                if not parameter.requires_grad:
-                    continue
-                if parameter.grad is None:
-                    parameter.grad = piece.clone()
-                else:
-                    parameter.grad.add_(piece)
+        """Add `total` into the upper parameters' `.grad`, as `loss.backward()` would, hooks and all.
+
+        A parameter that was itself computed passes it on to what it was computed from.
+        """
+        pieces = unflatten(self.total, self.parameters, name="total")
+        pairs = [(p, piece) for p, piece in zip(self.parameters, pieces, strict=True) if p.requires_grad]
+        if pairs:
+            with torch.inference_mode(False):
+                torch.autograd.backward([p for p, _ in pairs], [piece.clone() for _, piece in pairs])
+
+    def surrogate(self) -> Tensor:
+        """A scalar that is 0 and whose gradient in the upper parameters is `implicit` alone.
+
+        For a training loop that already has its upper loss, whose own gradient is the direct term:
+
+            loss = cross_entropy + result.surrogate()
+            loss.backward()
+
+        It is Σ ⟨implicit, p − p.detach()⟩, so it scales, accumulates and reaches tensors that `p` was computed from as any
+        term of a loss does. Frozen parameters take no part. Each call gives a graph of its own. Where `implicit` holds
+        a NaN or an infinity the value is NaN and the gradient what `implicit` holds, so that a loss scaler skips the step.
+        """
+        pieces = unflatten(self.implicit, self.parameters, name="implicit")
+        value = self.implicit.new_zeros(())
+        for parameter, piece in zip(self.parameters, pieces, strict=True):
+            if parameter.requires_grad:
+                value = value + (piece * (parameter - parameter.detach())).sum()
+        return value
 
 
 def warn_about(result: Hypergradient, not_at_optimum: str, stacklevel: int) -> None:

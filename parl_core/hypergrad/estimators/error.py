@@ -26,12 +26,11 @@ from ..flat import flatten, trainable_parameters, unflatten
 from ..linearize import linearize
 from ..modules import reward_values
 from ..result import ErrorEstimate
-from ..solvers import Solution, Solver
+from ..solvers import BIAS_RTOL, Solution, looser
 from .implicit_function import ImplicitFunction
 from .problem import Problem
 
 _PROBE_RTOL = 0.1  # a standard error needs no more
-_BIAS_RTOL = 0.01
 _EFFECTIVE_SHARE = 0.9  # of the trajectories, that reweighting along the Newton step must leave
 
 
@@ -47,15 +46,15 @@ def estimate_error(
     w = solution.value
     operator = estimator.operator(problem, damping=solution.damping)
     if not probes:
-        moved = _looser(estimator.solver, _BIAS_RTOL)(operator, w).value
+        moved = looser(estimator.solver, BIAS_RTOL)(operator, w).value
         return ErrorEstimate(damping_bias=_damping_bias(problem, solution, moved))
     generator = torch.Generator().manual_seed(seed)
     signs = [_Signs(problem, generator) for _ in range(probes)]
     sources = torch.stack([_noise_of_the_system(problem, estimator, w, s) for s in signs])
-    moved = _looser(estimator.solver, _PROBE_RTOL)(operator, sources).value
+    moved = looser(estimator.solver, _PROBE_RTOL)(operator, sources).value
     influences = [_influence(problem, w, y, s) for y, s in zip(moved, signs, strict=True)]
     ascent = _lower_gradient(problem, estimator)
-    by_damping, newton = _looser(estimator.solver, _BIAS_RTOL)(operator, torch.stack([w, ascent])).value
+    by_damping, newton = looser(estimator.solver, BIAS_RTOL)(operator, torch.stack([w, ascent])).value
     return ErrorEstimate(
         stderr=torch.stack(influences).square().mean(0).sqrt(),
         damping_bias=_damping_bias(problem, solution, by_damping),
@@ -171,12 +170,3 @@ def _little_reweighted(problem: Problem, policy: nn.Module) -> bool:
         if not bool(ratios.sum() ** 2 >= _EFFECTIVE_SHARE * ratios.numel() * (ratios**2).sum()):
             return False
     return True
-
-
-def _looser(solver: Solver, rtol: float) -> Solver:
-    """The same solver with at least this tolerance; a preconditioner that it keeps stays."""
-    if getattr(solver, "rtol", rtol) >= rtol:
-        return solver
-    loose = copy.copy(solver)
-    object.__setattr__(loose, "rtol", rtol)  # the solvers are frozen
-    return loose

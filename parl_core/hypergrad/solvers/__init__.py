@@ -14,18 +14,21 @@ What they share is in `drive.py` (the loop around every iterative one), `system.
 """
 
 from .cg import CG
-from .damping import Damped, automatic_damping
+from .damping import Damped, Damping, automatic_damping, check_damping
 from .dense import Dense
 from .minres import MINRES
 from .neumann import Neumann
 from .nystrom import NystromPCG
 from .solution import LinearOperator, OuterProducts, Solution, Solver, Status
+from .tolerance import BIAS_RTOL, looser
 from .woodbury import Woodbury
 
 __all__ = [
+    "BIAS_RTOL",
     "CG",
     "MINRES",
     "Damped",
+    "Damping",
     "Dense",
     "LinearOperator",
     "Neumann",
@@ -36,4 +39,6 @@ __all__ = [
     "Status",
     "Woodbury",
     "automatic_damping",
+    "check_damping",
+    "looser",
 ]

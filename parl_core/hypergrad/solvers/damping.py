@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from .drive import _host_reads_are_free
 from .solution import LinearOperator, damping_of
 from .system import System, norms
+
+Damping = float | Literal["auto"]
 
 
 class Damped:
@@ -39,6 +43,15 @@ class Damped:
     def __call__(self, vector: Tensor) -> Tensor:
         """(P,) -> (P,)."""
         return self._operator(vector).add(vector, alpha=self._added)
+
+
+def check_damping(damping: object) -> None:
+    """Refuse anything but "auto" or a number that can be added."""
+    if isinstance(damping, str):
+        if damping != "auto":
+            raise ValueError(f"damping must be a number or 'auto', got '{damping}'")
+    elif not isinstance(damping, float | int) or not 0 <= damping < float("inf"):
+        raise ValueError(f"damping must be finite and at least 0, got {damping}")
 
 
 def automatic_damping(operator: LinearOperator, rhs: Tensor, *, products: int = 10) -> float:
