@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_AUTOCAST_KINDS = [kind for kind in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(kind)]
 
 
 def differentiating(function: Callable[P, R]) -> Callable[P, R]:
@@ -20,6 +21,23 @@ def differentiating(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         with torch.inference_mode(False), torch.enable_grad():
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """Let `function` compute in the dtypes of its parameters and data, whatever autocast the caller is in.
+
+    Short dtypes have too few digits for second derivatives, and for the inner products of a solve.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with contextlib.ExitStack() as stack:
+            for kind in _AUTOCAST_KINDS:
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
             return function(*args, **kwargs)
 
     return wrapped

@@ -109,6 +109,11 @@ class CapturedPolicy:
                 f"policy must be a module with log_prob(observations, actions), got {type(policy).__name__}"
             )
         named = trainable_parameters(policy, "policy")
+        dtype = next(iter(named.values())).dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"policy's parameters are {dtype}, which has too few digits for second derivatives: policy.float()"
+            )
         self._names = [f"module.{name}" for name in named]
         self.params = [p.detach().clone().requires_grad_() for p in named.values()]
         # Copies, so that neither a later change of the policy nor a layer that counts calls (batch norm) is felt.

@@ -156,3 +156,28 @@ def test_the_right_hand_side_of_a_sample_by_its_definition(baseline):
         values = torch.stack([values[m] - values[[k for k in range(3) if k != m]].mean() for m in range(3)])
     scores = parl.linearize(policy, upper.first).scores() + parl.linearize(policy, upper.second).scores()
     torch.testing.assert_close(seen[0], values @ scores / 3)
+
+
+def test_autocast_changes_nothing():
+    policy, reward, lower, upper, options = problem()
+    options["error_probes"] = 1
+    expected = parl.hypergradient(policy, reward, lower, upper, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = parl.hypergradient(policy, reward, lower, upper, **options)
+    torch.testing.assert_close(result.total, expected.total, rtol=0, atol=0)
+    torch.testing.assert_close(result.stderr, expected.stderr, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_dtypes_are_refused(dtype):
+    policy, reward, lower, upper, options = problem()
+    with pytest.raises(TypeError, match=r"too few digits for second derivatives: policy.float\(\)"):
+        parl.hypergradient(policy.to(dtype), reward, lower.to(dtype), upper, **options)
+
+
+def test_the_warning_points_at_the_caller():
+    policy, reward, lower, upper, options = problem()
+    options["solver"] = parl.CG(rtol=1e-12, max_iterations=1)
+    with pytest.warns(parl.HypergradientWarning, match="MAX_ITERATIONS") as caught:
+        parl.hypergradient(policy, reward, lower, upper, **options)
+    assert caught[0].filename == __file__

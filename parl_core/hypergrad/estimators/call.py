@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...trajectories import PreferencePairs, Trajectories, require_finite
 from ..curvature import Curvature
-from ..flat import differentiating, flat_grad, trainable_parameters
+from ..flat import differentiating, flat_grad, trainable_parameters, without_autocast
 from ..losses import UpperLoss
 from ..result import Hypergradient, warn_about
 from ..solvers import CG, Solver
@@ -34,6 +34,7 @@ POLICY_NOT_AT_MAXIMUM = (
 
 
 @differentiating
+@without_autocast
 def hypergradient(
     policy: nn.Module,
     reward: nn.Module,
@@ -85,8 +86,10 @@ def hypergradient(
     Returns:
         `Hypergradient` with flat terms (num_reward_params,), over the reward's parameters that require a gradient.
 
+    Autocast is off for its time: short dtypes have too few digits for second derivatives.
+
     Raises:
-        TypeError, ValueError: arguments of the wrong kind or shape; the message names them.
+        TypeError, ValueError: arguments of the wrong kind, shape or dtype (float32 and float64 serve); the message names them.
         NonFiniteError: a NaN or an infinity in rewards, log-probabilities or the loss.
 
     Warns:
@@ -140,7 +143,7 @@ def hypergradient(
     )
     if isinstance(chosen, ImplicitFunction) and outcome.solution is not None and (error_probes or chosen.automatic):
         result.error = estimate_error(problem, chosen, outcome.solution, probes=error_probes)
-    warn_about(result, POLICY_NOT_AT_MAXIMUM, stacklevel=3)
+    warn_about(result, POLICY_NOT_AT_MAXIMUM, stacklevel=4)
     return result
 
 
