@@ -89,7 +89,7 @@ def hypergradient(
     Autocast is off for its time: short dtypes have too few digits for second derivatives.
 
     Raises:
-        TypeError, ValueError: arguments of the wrong kind, shape or dtype (float32 and float64 serve); the message names them.
+        TypeError, ValueError: arguments of the wrong kind, shape or dtype (float32 and float64 serve); it names them.
         NonFiniteError: a NaN or an infinity in rewards, log-probabilities or the loss.
 
     Warns:
