@@ -63,9 +63,10 @@ def automatic_damping(operator: LinearOperator, rhs: Tensor, *, products: int = 
 
     The first term bounds the condition number of a positive semi-definite A + damping·I by about 1000. The second lifts
     the most negative curvature found above zero; the factor 2 is because a Ritz value lies inside the spectrum: the
-    result is positive definite wherever the Ritz value has found half of the most negative eigenvalue. Another operator
-    c·A, c > 0, gets c times the damping; the size of rhs does not matter. Damping that `operator` already holds counts as
-    part of A, and `Damped` adds to it.
+    result is positive definite wherever the Ritz value has found half of the most negative eigenvalue. Where it has not,
+    as for a single small negative eigenvalue, the solve that follows tells so by `negative_curvature`, and more products
+    help. Another operator c·A, c > 0, gets c times the damping; the size of rhs does not matter. Damping that `operator`
+    already holds counts as part of A, and `Damped` adds to it.
 
     There are fewer steps where P < products or where the vectors so far span an invariant subspace. Where no Ritz value
     is other than 0 (rhs or A is zero) nothing sets a scale: 1.0, with which the system has the solution x = b, that of no

@@ -3,8 +3,10 @@
 How this differs from the textbook's formula (diag(c)⁻¹ + R Rᵀ / damping)⁻¹, and why:
 1. It goes through the eigenvalues λ of Rᵀ diag(c) R, from those of the k × k matrix of the rows' inner products. So a row
    that is zero or there twice does no harm, damping may be 0, and the sign of every eigenvalue of A is known.
-2. x = b / damping − W diag(λ / (damping (λ + damping))) Wᵀ b, with the eigenvectors W = Rᵀ T applied and never formed: a
-   direction that rounding has all but lost has λ ≪ damping, and its errors are multiplied by λ.
+2. With the eigenvectors W = Rᵀ T applied and never formed, x = W₁ (λ₁ + damping)⁻¹ p₁ + (b − W₁ p₁) / damping
+   − W₂ (λ₂ / (damping (λ₂ + damping))) p₂ for the parts p of b along them: W₁ where |λ| ≥ damping, so that no small
+   damping multiplies the rounding of a large λ, W₂ where it is smaller, so that a direction which rounding has all but
+   lost has its errors multiplied by λ. W is not orthonormal to rounding, so p₁ is taken off b until nothing is left.
 3. All of that is float64, where inner products resolve all that products with A in float32 could. The residual that
    decides is b − A x by the operator itself.
 """
@@ -21,6 +23,7 @@ from .solution import LinearOperator, OuterProducts, Solution, Status, damping_o
 from .system import Outcome, System, as_rows, check_rtol, norms, true_rows
 
 _REFINEMENTS = 2
+_PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -121,30 +124,37 @@ class _Factor:
 
     rows: Tensor  # (k, P) float64
     transform: Tensor  # (k, r) T
-    eigenvalues: Tensor  # (r,) λ + damping
-    kept: Tensor  # (r,) bool: those that are not lost in rounding
+    values: Tensor  # (r,) λ
+    kept: Tensor  # (r,) bool: where λ + damping is not lost in rounding
     damping: float
     complete: bool  # whether W spans everything
-    eps: float  # of the dtype of the right-hand sides
+    rounding: float  # of a right-hand side in its own dtype, relative to its norm
     negative: bool
 
     def solve(self, right: Tensor) -> tuple[Tensor, Tensor]:
         """x (K, P) for b (K, P), and the norm (K, 1) of what of b no x can reach, relative to ‖b‖."""
         b = right.double()
-        parts = (b @ self.rows.T) @ self.transform  # (K, r)
-        inverse = torch.where(self.kept, 1.0 / torch.where(self.kept, self.eigenvalues, 1.0), 0.0)
-        lost = norms(parts[:, ~self.kept])
-        inside = b if self.complete else self._back(parts)
-        outside = b - inside
+        large = self.values.abs() >= abs(self.damping)
+        rest, parts = b, torch.zeros_like(self._parts(b))
+        for _ in range(_PASSES):
+            step = self._parts(rest) * large
+            parts, rest = parts + step, rest - self._back(step)
+        small = self._parts(rest) * ~large
+        parts = parts + small  # (K, r)
+        outside, size = norms(rest - self._back(small)), norms(b)
+
+        inverse = torch.where(self.kept, 1.0 / torch.where(self.kept, self.values + self.damping, 1.0), 0.0)
+        x, lost = self._back(parts * inverse), norms(parts[:, ~self.kept])
         if self.damping and not self.complete:
-            rounding = norms(outside) <= 10.0 * self.eps * norms(b)
-            by_difference = b / self.damping - self._back(parts * (1.0 / self.damping - inverse))
-            x = torch.where(rounding, self._back(parts * inverse), by_difference)
+            rest = rest / self.damping
+            general = self._back(torch.where(large, parts * inverse, small * (inverse - 1.0 / self.damping))) + rest
+            x = torch.where(outside <= self.rounding * size, x, general)
         else:
-            x = self._back(parts * inverse)
-            lost = torch.hypot(lost, norms(outside))
-        size = norms(b)
+            lost = torch.hypot(lost, outside)
         return x.to(right.dtype), lost / torch.where(size > 0, size, 1.0)
+
+    def _parts(self, vectors: Tensor) -> Tensor:
+        return (vectors @ self.rows.T) @ self.transform
 
     def _back(self, parts: Tensor) -> Tensor:
         return (parts @ self.transform.T) @ self.rows
@@ -166,11 +176,11 @@ def _factorise(terms: OuterProducts, damping: float, eps: float) -> _Factor:
     return _Factor(
         rows=rows,
         transform=transform,
-        eigenvalues=eigenvalues,
+        values=values,
         kept=kept,
         damping=damping,
         complete=complete,
-        eps=eps,
+        rounding=max(10.0, size**0.5) * eps,
         negative=bool((eigenvalues < -rounding).any()) or (damping < 0 and not complete),
     )
 
