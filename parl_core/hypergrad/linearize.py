@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..trajectories import Trajectories, require_finite
 from .chunk_graphs import ChunkGraphs
 from .flat import differentiating, flat_grad, unflatten
-from .modules import CapturedPolicy, Chunk, check_chunk_steps, check_policy_inputs, chunks
+from .modules import CapturedPolicy, Chunk, check_chunk_steps, check_policy_inputs, chunks, gather_steps
 
 
 class Costs(NamedTuple):
@@ -76,8 +76,8 @@ class Linearization:
         if chunk_steps is None:
             self._kept = list(self._graphs())
         with torch.set_grad_enabled(self._kept is not None):
-            pieces = [graphs.log_prob.detach() for _, graphs in self._graphs()]
-        self._log_prob = torch.cat(pieces) if pieces else self._policy.params[0].new_zeros(0)
+            parts = ((chunk, graphs.log_prob.detach()) for chunk, graphs in self._graphs())
+            self._log_prob = gather_steps(parts, self._policy.params[0], trajectories.num_steps)
         require_finite("policy.log_prob(observations, actions)", self._log_prob)
 
     @property
@@ -113,7 +113,8 @@ class Linearization:
     def jvp(self, v: Tensor) -> Tensor:
         """J v: (P,) -> (T,), each step's score times v."""
         tangents = self._tangents(v)
-        return self._join([graphs.jvp(tangents) for _, graphs in self._graphs()])
+        parts = ((chunk, graphs.jvp(tangents)) for chunk, graphs in self._graphs())
+        return gather_steps(parts, self._log_prob, self._trajectories.num_steps)
 
     def hvp(self, w: Tensor, v: Tensor) -> Tensor:
         """(Σ_t w_t ∇² log π_t) v: (T,), (P,) -> (P,)."""
@@ -123,13 +124,12 @@ class Linearization:
     def jvp_and_hvp(self, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """`jvp(v)` and `hvp(w, v)` in one pass; a graph that is kept is for one w, until another comes."""
         self._check_steps("w", w)
-        tangents = self._tangents(v)
-        pieces, total = [], self._zeros()
+        tangents, total = self._tangents(v), self._zeros()
+        step_products = torch.empty_like(self._log_prob)
         for chunk, graphs in self._graphs():
-            step_products, image = graphs.jvp_and_hvp(w[chunk.steps], tangents)
-            pieces.append(step_products)
+            step_products[chunk.steps], image = graphs.jvp_and_hvp(w[chunk.steps], tangents)
             total += image
-        return self._join(pieces), total
+        return step_products, total
 
     @differentiating
     def fisher_vp(self, w: Tensor, v: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class Linearization:
         weights = torch.ones_like(self._log_prob) if step_weights is None else step_weights
         self._check_steps("step_weights", weights)
         offsets = self._trajectories.offsets.tolist()
-        rows = self._log_prob.new_zeros(len(offsets) - 1, self.num_params)
+        rows = self._policy.params[0].detach().new_zeros(len(offsets) - 1, self.num_params)
         for row, start, end in zip(rows, offsets[:-1], offsets[1:], strict=True):
             for chunk in self._chunks_of_one(start, end):
                 log_prob = self._policy.log_prob(chunk)
@@ -181,10 +181,7 @@ class Linearization:
         return unflatten(v, self._policy.params, name="v")
 
     def _zeros(self) -> Tensor:
-        return torch.zeros(self.num_params, dtype=self._log_prob.dtype, device=self._log_prob.device)
-
-    def _join(self, pieces: list[Tensor]) -> Tensor:
-        return torch.cat(pieces) if pieces else torch.zeros_like(self._log_prob)
+        return self._policy.params[0].detach().new_zeros(self.num_params)
 
     def _check_steps(self, name: str, tensor: Tensor) -> None:
         if tensor.shape != self._log_prob.shape:

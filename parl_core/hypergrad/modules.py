@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -81,6 +81,20 @@ def chunks(trajectories: Trajectories, chunk_steps: int | None, *, whole: bool) 
             first = last
         yield Chunk.of(trajectories, start, end, offsets)
         start = end
+
+
+def gather_steps(parts: Iterable[tuple[Chunk, Tensor]], like: Tensor, num_steps: int) -> Tensor:
+    """(T,) from the chunks' values, which come one after another; without any, of the dtype and device of `like`.
+
+    Written into one tensor as they come: kept pieces, small between large blocks that are freed, fragment the heap, so that
+    memory would grow with T after all.
+    """
+    joined: Tensor | None = None
+    for chunk, values in parts:
+        if joined is None:
+            joined = values.new_empty(num_steps)
+        joined[chunk.steps] = values
+    return torch.zeros(0, dtype=like.dtype, device=like.device) if joined is None else joined
 
 
 class MethodCall(nn.Module):
@@ -159,8 +173,8 @@ class CapturedPolicy:
 
 def evaluate_reward(reward: nn.Module, trajectories: Trajectories) -> Tensor:
     """(T,) rewards of all steps in one call, differentiable, checked for shape and finiteness."""
-    pieces = [values for _, values in _reward_chunks(reward, trajectories, None)]
-    return pieces[0] if pieces else _no_values(reward, trajectories)
+    whole = [values for _, values in _reward_chunks(reward, trajectories, None)]
+    return whole[0] if whole else trajectories.weights.new_zeros(0)
 
 
 def reward_values(reward: nn.Module, trajectories: Trajectories, *, chunk_steps: int | None = None) -> Tensor:
@@ -173,8 +187,8 @@ def reward_values(reward: nn.Module, trajectories: Trajectories, *, chunk_steps:
         NonFiniteError: a reward is NaN or infinite.
     """
     with torch.no_grad():
-        pieces = [values for _, values in _reward_chunks(reward, trajectories, chunk_steps)]
-    return torch.cat(pieces) if pieces else _no_values(reward, trajectories)
+        parts = _reward_chunks(reward, trajectories, chunk_steps)
+        return gather_steps(parts, trajectories.weights, trajectories.num_steps)
 
 
 @differentiating
@@ -232,8 +246,3 @@ def _check_inputs(trajectories: Trajectories, own: Tensor | None, owner: str) ->
         raise ValueError(
             f"observations are {given.dtype} on {given.device}, but {owner} are {own.dtype} on {own.device}"
         )
-
-
-def _no_values(reward: nn.Module, trajectories: Trajectories) -> Tensor:
-    own = next(reward.parameters(), trajectories.weights)
-    return own.new_zeros(0)
