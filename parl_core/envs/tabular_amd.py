@@ -93,7 +93,6 @@ def amd_iteration(
         for slot, name in enumerate(("value_jacobian", "upper_direct", "upper_implicit")):
             slopes[slot] = checked(f"start.{name}", getattr(start, name), (num_states, num_params))
     if upper_jacobian is None:
-        slopes[1] = 0.0  # a fixed point already; an earlier start's would only decay to it
         upper_jacobian = np.zeros((*rewards.shape, 0))
     scalars, slopes, iterations, residual = iterate_amd(
         mdp.transitions,

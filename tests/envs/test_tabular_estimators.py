@@ -234,6 +234,21 @@ def test_amd_contracts_and_is_not_converged_before_it_is():
         amd(*args, **kwargs, max_iterations=5)
 
 
+@pytest.mark.parametrize("wrong", ["value", "value_jacobian", "upper_value", "upper_direct", "upper_implicit"])
+def test_amd_goes_on_while_any_of_its_parts_moves(wrong):
+    args, upper_jacobian, _, _ = _problem()
+    sweep = functools.partial(
+        amd_iteration, *args, temperature=TEMPERATURE, upper_reward_jacobian=upper_jacobian, tolerance=1e-10
+    )
+    start = sweep()._replace(**{wrong: getattr(sweep(), wrong) + 0.5})
+    once = sweep(start=start, max_iterations=1)
+    changes = [
+        np.abs(new - old).max() / max(1.0, np.abs(new).max()) for new, old in zip(once[:5], start[:5], strict=True)
+    ]
+    assert once.residual == pytest.approx(max(changes), rel=1e-12) and not once.converged
+    assert sweep(start=start).iterations > 50
+
+
 def test_amd_warm_start():
     mdp, reward, upper_reward, params = make_problem()
 
