@@ -145,7 +145,7 @@ def test_curvature_products_have_the_right_expectation_and_are_means(name, kind)
     assert (batch - alone[index].mean(dim=0)).norm() < 1e-12 * batch.norm()
 
 
-@pytest.mark.parametrize(("name", "kind"), itertools.product(PROBLEMS, CURVATURES))
+@pytest.mark.parametrize(("name", "kind"), list(itertools.product(PROBLEMS, CURVATURES)))
 def test_curvature_products_are_exact_on_the_enumeration(name, kind):
     problem, theta, _ = _setting(name)
     curvature, analytic, exact = _curvatures(problem, theta)[kind]
