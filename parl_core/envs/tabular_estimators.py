@@ -151,8 +151,8 @@ def sobirl_shortcut(
 ) -> ExactHypergradient:
     """SoBiRL's shortcut for RLHF (Yang et al., AISTATS 2025): ∇Q taken as ∇r, without γ P ∇V. A baseline, and wrong.
 
-    Exact at γ = 0. At γ = .9 the error, relative to the implicit term, is between .06 and 1.3 on small random MDPs and
-    mostly near .8 where transitions are deterministic: it grows with how much actions decide about the states to come.
+    Exact at γ = 0. At γ = .9 the error, relative to the implicit term, goes from .02 to 1.3 on small random MDPs, with a
+    median of .7 where transitions are deterministic: it grows with how much actions decide about the states to come.
     """
     solved = solve_bilevel(
         mdp, rewards, reward_jacobian, upper_rewards, upper_reward_jacobian, temperature, tolerance, max_iterations
