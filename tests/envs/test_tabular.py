@@ -21,40 +21,17 @@ from parl_core.envs.tabular import (
     soft_value_iteration,
 )
 from parl_core.errors import MissingExtraError, NonFiniteError
+from tests.envs.tabular_problems import central_difference, make_problem
 
 TEMPERATURE = 0.3
-
-
-def _problem(num_states=5, num_actions=3, discount=0.9, num_params=4, seed=0):
-    """An MDP, r(ν) = tanh(features·ν) and r_U(ν) = fixed + ½ (features_U·ν)², both with Jacobians, and ν."""
-    rng = np.random.default_rng(seed)
-    mdp = random_mdp(num_states, num_actions, discount, seed)
-    lower, upper = rng.normal(size=(2, num_states, num_actions, num_params))
-    fixed = rng.normal(size=(num_states, num_actions))
-
-    def reward(params):
-        value = np.tanh(lower @ params)
-        return value, (1.0 - value**2)[..., None] * lower
-
-    def upper_reward(params):
-        product = upper @ params
-        return fixed + 0.5 * product**2, product[..., None] * upper
-
-    return mdp, reward, upper_reward, rng.normal(size=num_params)
 
 
 def _random_policy(num_states, num_actions, seed):
     return np.random.default_rng(seed).dirichlet(np.ones(num_actions), size=num_states)
 
 
-def _central_difference(function, params, step=1e-5):
-    return np.array(
-        [(function(params + step * e) - function(params - step * e)) / (2 * step) for e in np.eye(len(params))]
-    )
-
-
 def test_soft_values_are_the_fixed_point():
-    mdp, reward, _, params = _problem()
+    mdp, reward, _, params = make_problem()
     rewards, _ = reward(params)
     solution = soft_value_iteration(mdp, rewards, TEMPERATURE)
     assert solution.converged
@@ -69,7 +46,7 @@ def test_soft_values_are_the_fixed_point():
 
 
 def test_soft_value_iteration_contracts_by_the_discount():
-    mdp, reward, _, params = _problem(discount=0.7)
+    mdp, reward, _, params = make_problem(discount=0.7)
     rewards, _ = reward(params)
     exact = soft_value_iteration(mdp, rewards, TEMPERATURE).value
     errors = [
@@ -80,7 +57,7 @@ def test_soft_value_iteration_contracts_by_the_discount():
 
 
 def test_the_soft_optimum_is_optimal_and_attains_its_value():
-    mdp, reward, _, params = _problem()
+    mdp, reward, _, params = make_problem()
     rewards, _ = reward(params)
     solution = soft_value_iteration(mdp, rewards, TEMPERATURE)
     own = policy_value(mdp, solution.policy, rewards, TEMPERATURE)
@@ -92,7 +69,7 @@ def test_the_soft_optimum_is_optimal_and_attains_its_value():
 
 
 def test_a_small_temperature_does_not_overflow_and_tends_to_the_greedy_policy():
-    mdp, reward, _, params = _problem()
+    mdp, reward, _, params = make_problem()
     rewards, _ = reward(params)
     solution = soft_value_iteration(mdp, 100.0 * rewards, 1e-3)
     assert solution.converged
@@ -116,7 +93,7 @@ def test_unreachable_successors_are_skipped_rightly():
 
 
 def test_running_out_of_iterations_is_reported():
-    mdp, reward, _, params = _problem(discount=0.99)
+    mdp, reward, _, params = make_problem(discount=0.99)
     rewards, jacobian = reward(params)
     solution = soft_value_iteration(mdp, rewards, TEMPERATURE, max_iterations=5)
     assert not solution.converged and solution.iterations == 5 and solution.residual > 1e-3
@@ -125,7 +102,7 @@ def test_running_out_of_iterations_is_reported():
 
 
 def test_occupancy_flows_and_sums():
-    mdp, reward, _, params = _problem()
+    mdp, reward, _, params = make_problem()
     policy = _random_policy(mdp.num_states, mdp.num_actions, 1)
     visits = occupancy(mdp, policy)
     np.testing.assert_allclose(visits.sum(), 1.0 / (1.0 - mdp.discount), rtol=1e-12)
@@ -141,7 +118,7 @@ def test_occupancy_flows_and_sums():
 
 
 def test_policy_value_is_the_discounted_sum_with_entropy():
-    mdp, reward, _, params = _problem(discount=0.6)
+    mdp, reward, _, params = make_problem(discount=0.6)
     policy = _random_policy(mdp.num_states, mdp.num_actions, 2)
     policy[0] = [1.0, 0.0, 0.0]  # no entropy here, and no log of zero
     rewards, _ = reward(params)
@@ -152,80 +129,9 @@ def test_policy_value_is_the_discounted_sum_with_entropy():
     np.testing.assert_allclose(policy_value(mdp, policy, rewards, TEMPERATURE).value, value, rtol=1e-12)
 
 
-@pytest.mark.parametrize("discount", [0.0, 0.5, 0.9, 0.99])
-@pytest.mark.parametrize("depends_on_params", [False, True])
-def test_hypergradient_matches_finite_differences_of_the_resolved_problem(discount, depends_on_params):
-    mdp, reward, upper_reward, params = _problem(discount=discount)
-
-    def objective(at):
-        solution = soft_value_iteration(mdp, reward(at)[0], TEMPERATURE, tolerance=1e-14)
-        return expected_return(mdp, solution.policy, upper_reward(at if depends_on_params else params)[0])
-
-    rewards, jacobian = reward(params)
-    upper, upper_jacobian = upper_reward(params)
-    exact = exact_hypergradient(
-        mdp,
-        rewards,
-        jacobian,
-        upper,
-        temperature=TEMPERATURE,
-        upper_reward_jacobian=upper_jacobian if depends_on_params else None,
-    )
-    numeric = _central_difference(objective, params)
-    assert np.linalg.norm(exact.total - numeric) <= 1e-7 * np.linalg.norm(numeric)
-    np.testing.assert_allclose(exact.objective, objective(params), rtol=1e-10)
-    assert np.linalg.norm(exact.implicit) > 1e-3
-    assert depends_on_params == bool(np.any(exact.direct))
-
-
-def test_hypergradient_matches_the_fisher_implicit_form():
-    """bᵀ(−H)⁻¹C over tabular logits: H = −τF, F block-diagonal d(s)(diag π − ππᵀ), b = d·A_U, C = d·A_∇r."""
-    mdp, reward, upper_reward, params = _problem()
-    rewards, jacobian = reward(params)
-    upper, _ = upper_reward(params)
-    policy = soft_value_iteration(mdp, rewards, TEMPERATURE).policy
-    visits = occupancy(mdp, policy)
-
-    def logit_gradient(of):
-        value = policy_value(mdp, policy, of)
-        return (visits * (value.q - value.value[:, None])).ravel()
-
-    cross = np.stack([logit_gradient(jacobian[..., p]) for p in range(len(params))], axis=1)
-    fisher = np.zeros((mdp.num_states, mdp.num_actions) * 2)
-    for s, row in enumerate(policy):
-        fisher[s, :, s, :] = visits[s].sum() * (np.diag(row) - np.outer(row, row))
-    fisher = fisher.reshape(policy.size, policy.size)
-    implicit = cross.T @ np.linalg.pinv(TEMPERATURE * fisher, rcond=1e-10) @ logit_gradient(upper)
-    exact = exact_hypergradient(mdp, rewards, jacobian, upper, temperature=TEMPERATURE)
-    np.testing.assert_allclose(exact.total, implicit, rtol=1e-8)
-
-
-def test_hypergradient_matches_hpgd():
-    """E_d[(1/τ) A_U (∇Q − ∇V)], with ∇Q and ∇V the values of ∇r under π* (Thoma et al. 2024)."""
-    mdp, reward, upper_reward, params = _problem()
-    rewards, jacobian = reward(params)
-    upper, _ = upper_reward(params)
-    policy = soft_value_iteration(mdp, rewards, TEMPERATURE).policy
-    value = policy_value(mdp, policy, upper)
-    weight = occupancy(mdp, policy) * (value.q - value.value[:, None]) / TEMPERATURE
-    sensitivities = [policy_value(mdp, policy, jacobian[..., p]) for p in range(len(params))]
-    forward = [np.sum(weight * (of.q - of.value[:, None])) for of in sensitivities]
-    exact = exact_hypergradient(mdp, rewards, jacobian, upper, temperature=TEMPERATURE)
-    np.testing.assert_allclose(exact.implicit, forward, rtol=1e-9)
-
-
-def test_hypergradient_does_not_see_a_shift_of_the_reward():
-    mdp, reward, upper_reward, params = _problem()
-    rewards, jacobian = reward(params)
-    upper, _ = upper_reward(params)
-    plain = exact_hypergradient(mdp, rewards, jacobian, upper, temperature=TEMPERATURE)
-    shifted = exact_hypergradient(mdp, rewards - 5.0, jacobian, upper - 5.0, temperature=TEMPERATURE)
-    np.testing.assert_allclose(shifted.total, plain.total, rtol=1e-8)
-
-
 def test_policy_vjp_of_any_function_of_the_policy():
     """½‖π‖², the upper objective of RandMDP, which no reward of the upper level could express."""
-    mdp, reward, _, params = _problem()
+    mdp, reward, _, params = make_problem()
 
     def objective(flat):
         rewards = flat.reshape(mdp.num_states, mdp.num_actions)
@@ -233,13 +139,13 @@ def test_policy_vjp_of_any_function_of_the_policy():
 
     rewards, _ = reward(params)
     solution = soft_value_iteration(mdp, rewards, TEMPERATURE)
-    numeric = _central_difference(objective, rewards.ravel())
+    numeric = central_difference(objective, rewards.ravel())
     exact = soft_policy_vjp(mdp, solution, solution.policy).ravel()
     assert np.linalg.norm(exact - numeric) <= 1e-7 * np.linalg.norm(numeric)
 
 
 def test_enumeration_agrees_with_backward_induction():
-    mdp, reward, _, params = _problem(num_states=3, num_actions=2, discount=0.8)
+    mdp, reward, _, params = make_problem(num_states=3, num_actions=2, discount=0.8)
     policy = _random_policy(3, 2, 3)
     rewards, _ = reward(params)
     horizon = 4
@@ -357,7 +263,7 @@ def test_a_missing_numba_names_the_extra(monkeypatch):
 
 
 def test_solution_is_plain_data():
-    mdp, reward, _, params = _problem()
+    mdp, reward, _, params = make_problem()
     solution = soft_value_iteration(mdp, reward(params)[0], TEMPERATURE)
     assert isinstance(solution, SoftSolution) and solution.temperature == TEMPERATURE
     assert solution.q.dtype == solution.value.dtype == solution.policy.dtype == np.float64
