@@ -136,7 +136,8 @@ class ScoreHessian:
 
     baseline: Literal["mean"] | Tensor | None = None
     """Subtracted from the reward of step h: None, "mean" (over trajectories, one that has ended counting 0; biased by
-    O(1/N) on a sample) or a tensor (at least the longest trajectory,)."""
+    O(1/N) on a sample) or a tensor (H,), H at least the longest trajectory; where lengths vary, the longest possible one,
+    since trajectories that have ended carry the rest too."""
     temperature: float = 0.0
     """Entropy temperature of the lower problem, in units of reward per nat."""
     damping: Damping = 0.0
@@ -239,11 +240,11 @@ def _baseline_per_step(
             raise ValueError(
                 f"baseline must have shape (H,) with H >= {horizon}, the longest trajectory, got {tuple(baseline.shape)}"
             )
-        values = baseline[:horizon].to(rewards)
+        values = baseline.to(rewards)
     else:
         total = trajectories.weights.sum()
         values = rewards.new_zeros(horizon).index_add(0, time, trajectories.step_weights * rewards) / total
-    discounted = values * discount ** torch.arange(horizon, dtype=values.dtype, device=values.device)
+    discounted = values * discount ** torch.arange(len(values), dtype=values.dtype, device=values.device)
     after = discounted_returns(discounted, 1.0) - discounted  # sum of the baselines strictly after each time
     is_last = time == lengths[trajectories.trajectory_index] - 1
     return discounted[time] + torch.where(is_last, after[time], 0.0)
