@@ -227,3 +227,18 @@ def test_an_operator_without_rows_is_refused_with_what_to_use_instead():
 def test_outer_products_of_the_wrong_form_are_named(rows, weights, named):
     with pytest.raises(ValueError, match=named):
         parl.Woodbury()(LowRank(rows, weights), torch.ones(3))
+
+
+def test_rows_far_below_the_damping_do_not_spoil_the_others():
+    """Their eigenvectors are mostly rounding, which must not be divided by the damping."""
+    rows = torch.logspace(-7.5, 0, 12, dtype=F64)[:, None] * random(12, 50)
+    operator = LowRank(rows, torch.ones(12, dtype=F64), damping=1e-4)
+    assert parl.Woodbury(rtol=1e-11)(operator, random(50, seed=1)).status is parl.Status.CONVERGED
+
+
+def test_an_eigenvalue_below_rounding_counts_where_the_damping_does():
+    rows = torch.eye(4)[:2]
+    operator = LowRank(rows, torch.tensor([1.0, 1e-8]), damping=1e-8)
+    solution = parl.Woodbury()(operator, torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    assert solution.status is parl.Status.CONVERGED
+    torch.testing.assert_close(solution.value, torch.tensor([0.0, 5e7, 0.0, 0.0]), rtol=1e-6, atol=1e-3)
