@@ -25,7 +25,7 @@ from .flat import (
     unflatten,
 )
 from .result import ErrorEstimate, Hypergradient, warn_about
-from .solvers import BIAS_RTOL, CG, Damped, Damping, LinearOperator, Solver, automatic_damping, check_damping, looser
+from .solvers import BIAS_RTOL, CG, Damped, Damping, Solver, check_damping, looser, solve_with_automatic_damping
 
 Params = Mapping[str, Tensor] | nn.Module
 Loss = Callable[[dict[str, Tensor], dict[str, Tensor]], Any]
@@ -96,9 +96,12 @@ def implicit_gradient(
         direct, rhs = flatten(derivative[: len(xs)]), flatten(derivative[len(xs) :])
 
         lifted = rhs.to(torch.promote_types(rhs.dtype, torch.float32))
-        operator: LinearOperator = _Hessian(lower_gradient, ys)
-        operator = Damped(operator, automatic_damping(operator, lifted) if damping == "auto" else damping)
-        solution = solver(operator, lifted, x0)
+        hessian = _Hessian(lower_gradient, ys)
+        if damping == "auto":
+            operator, solution = solve_with_automatic_damping(solver, hessian, lifted, x0)
+        else:
+            operator = Damped(hessian, damping)
+            solution = solver(operator, lifted, x0)
 
         def cross_term(w: Tensor) -> Tensor:
             return -flat_grad(lower_gradient, xs, unflatten(w.to(rhs.dtype), ys), retain_graph=True)

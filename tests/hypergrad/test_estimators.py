@@ -348,6 +348,11 @@ def test_automatic_damping_follows_its_rule_and_is_reported_with_its_price(score
     for solver in solvers:
         result = call("auto", solver)
         assert result.solution.damping > 0
+        spent = result.solution.products - call(result.solution.damping, solver).solution.products
+        assert 1 <= spent <= 10  # Lanczos steps
+        assert result.solution.cost == pytest.approx(
+            call(result.solution.damping, solver).solution.cost + spent * (4 / 3), rel=1e-3
+        )
         assert result.solution.status is parl.Status.CONVERGED
         torch.testing.assert_close(result.total, call(result.solution.damping, solver).total)
         assert relative(result.error.damping_bias, result.total - exact.total) < 0.3

@@ -44,7 +44,7 @@ def estimate_error(
             the damping's bias is estimated.
     """
     w = solution.value
-    operator = estimator.operator(problem, damping=solution.damping)
+    operator = estimator.operator(problem, solution.damping)
     if not probes:
         moved = looser(estimator.solver, BIAS_RTOL)(operator, w).value
         return ErrorEstimate(damping_bias=_damping_bias(problem, solution, moved))
@@ -142,7 +142,7 @@ def _lower_bias(problem: Problem, estimator: ImplicitFunction, solution: Solutio
     def gradient(step: Tensor) -> Tensor:
         policy = _moved(problem.policy, step)
         there = problem.with_policy(policy, lambda trajectories: _density_ratios(problem, policy, trajectories))
-        operator = estimator.operator(there, damping=solution.damping)
+        operator = estimator.operator(there, solution.damping)
         w = estimator.solver(operator, there.rhs(), solution.value).value
         return there.direct() + there.cross_term(there.responses(w))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..curvature import Curvature, CurvatureOperator
 from ..modules import reward_values
-from ..solvers import Damped, LinearOperator, Solver, automatic_damping
+from ..solvers import Damped, LinearOperator, Solver, solve_with_automatic_damping
 from .base import Outcome
 from .problem import Problem
 
@@ -25,8 +25,11 @@ class ImplicitFunction:
 
     def implicit(self, problem: Problem, x0: Tensor | None) -> Outcome:
         """Cᵀ w; the solution is that of −H w = b."""
-        rhs = problem.rhs()
-        solution = self.solver(self.operator(problem, rhs=rhs), rhs, x0)
+        rhs, operator = problem.rhs(), self.plain_operator(problem)
+        if self.automatic:
+            solution = solve_with_automatic_damping(self.solver, operator, rhs, x0)[1]
+        else:
+            solution = self.solver(operator, rhs, x0)
         return Outcome(problem.cross_term(problem.responses(solution.value)), solution)
 
     @property
@@ -34,15 +37,10 @@ class ImplicitFunction:
         """Whether the damping is chosen for each right-hand side."""
         return getattr(self.curvature, "damping", 0.0) == "auto"
 
-    def operator(self, problem: Problem, *, rhs: Tensor | None = None, damping: float | None = None) -> LinearOperator:
-        """−H with its damping; an automatic one is chosen for `rhs`, or is the `damping` chosen before."""
+    def operator(self, problem: Problem, damping: float) -> LinearOperator:
+        """−H with its damping, which is `damping` if it is chosen automatically."""
         plain = self.plain_operator(problem)
-        if not self.automatic:
-            return plain
-        if damping is None:
-            assert rhs is not None
-            damping = automatic_damping(plain, rhs)
-        return Damped(plain, damping)
+        return Damped(plain, damping) if self.automatic else plain
 
     def plain_operator(self, problem: Problem, weights: Tensor | None = None) -> CurvatureOperator:
         """−H as the curvature gives it, with other weights (N,) of the trajectories if they are given."""

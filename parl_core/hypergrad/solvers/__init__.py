@@ -14,7 +14,7 @@ What they share is in `drive.py` (the loop around every iterative one), `system.
 """
 
 from .cg import CG
-from .damping import Damped, Damping, automatic_damping, check_damping
+from .damping import Damped, Damping, automatic_damping, check_damping, solve_with_automatic_damping
 from .dense import Dense
 from .minres import MINRES
 from .neumann import Neumann
@@ -41,4 +41,5 @@ __all__ = [
     "automatic_damping",
     "check_damping",
     "looser",
+    "solve_with_automatic_damping",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .drive import _host_reads_are_free
-from .solution import LinearOperator, damping_of
+from .solution import LinearOperator, Solution, Solver, damping_of
 from .system import System, norms
 
 Damping = float | Literal["auto"]
@@ -96,6 +97,23 @@ def automatic_damping(operator: LinearOperator, rhs: Tensor, *, products: int = 
     if largest == 0.0:
         return 1.0
     return 1e-3 * largest + 2.0 * max(0.0, -float(ritz.min()))
+
+
+def solve_with_automatic_damping(
+    solver: Solver, operator: LinearOperator, rhs: Tensor, x0: Tensor | None
+) -> tuple[Damped, Solution]:
+    """The operator damped for rhs (P,), and the solution; what choosing the damping took is counted in it."""
+    spent = 0
+
+    def counted(vector: Tensor) -> Tensor:
+        nonlocal spent
+        spent += 1
+        return operator(vector)
+
+    damped = Damped(operator, automatic_damping(counted, rhs))
+    solution = solver(damped, rhs, x0)
+    cost = None if solution.cost is None or damped.cost is None else solution.cost + spent * damped.cost
+    return damped, dataclasses.replace(solution, products=solution.products + spent, cost=cost)
 
 
 def _ritz_values(system: System, products: int) -> Tensor:

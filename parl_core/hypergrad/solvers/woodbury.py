@@ -207,8 +207,8 @@ def _terms(operator: LinearOperator, rhs: Tensor) -> OuterProducts:
     outer_products: Callable[[], OuterProducts] | None = getattr(operator, "outer_products", None)
     if not callable(outer_products):
         raise TypeError(
-            "Woodbury needs an operator that tells its outer products, by a method outer_products(): the curvatures "
-            "Fisher(scores='trajectories') and Fisher(scores='steps') have it; CG and NystromPCG serve the rest. "
+            "Woodbury needs an operator that tells its outer products, by a method outer_products(): the curvature "
+            "Fisher(scores='trajectories') has it; CG and NystromPCG serve the rest. "
             f"Got {getattr(operator, '__name__', type(operator).__name__)}"
         )
     terms = outer_products()
