@@ -154,7 +154,7 @@ class Trajectories:
         return other
 
     def _sample_weights(self) -> Tensor:
-        dtype = self.observations.dtype if self.observations.is_floating_point() else torch.get_default_dtype()
+        dtype = _weight_dtype(self.observations, None)
         return _uniform(torch.empty(self.num_trajectories, dtype=dtype, device=self.observations.device))
 
     def _checked_weights(self, weights: Tensor) -> Tensor:
@@ -167,8 +167,7 @@ class Trajectories:
         if weights.device != self.observations.device:
             raise ValueError(f"weights is on {weights.device}, but observations is on {self.observations.device}")
         require_finite("weights", weights)
-        dtype = self.observations.dtype if self.observations.is_floating_point() else weights.dtype
-        return _as_data(weights).to(dtype)
+        return _as_data(weights).to(_weight_dtype(self.observations, weights))
 
     def __repr__(self) -> str:
         return (
@@ -184,6 +183,8 @@ class PreferencePairs:
         first, second: `Trajectories` with M segments each; their own weights are not used.
         labels: (M,) in [0, 1]; 1 = the second is preferred, 0.5 = no preference.
         weights: (M,) probabilities or importance weights of the pairs; left out, a sample in which each weighs 1/M.
+
+    Labels and weights take the dtype of the observations; beside integer observations they keep their own.
     """
 
     def __init__(
@@ -210,8 +211,7 @@ class PreferencePairs:
 
         self.first = first
         self.second = second
-        # The dtype of floating-point observations; beside integers that of the trajectories' weights.
-        self.labels = _as_data(labels).to(first.weights.dtype)
+        self.labels = _as_data(labels).to(_weight_dtype(first.observations, labels))
         self.is_sample = weights is None
         self.weights = _uniform(self.labels) if weights is None else self._checked_weights(weights)
 
@@ -258,7 +258,7 @@ class PreferencePairs:
         if weights.device != self.labels.device:
             raise ValueError(f"weights is on {weights.device}, but first is on {self.labels.device}")
         require_finite("weights", weights)
-        return _as_data(weights).to(self.labels.dtype)
+        return _as_data(weights).to(_weight_dtype(self.first.observations, weights))
 
     def to(self, *args: Any, **kwargs: Any) -> PreferencePairs:
         """Copy to another device or floating-point dtype, as `Tensor.to`; integers stay integers."""
@@ -317,6 +317,14 @@ def _as_data(tensor: Tensor) -> Tensor:
         return tensor.detach()
     with torch.inference_mode(False):
         return tensor.clone()
+
+
+def _weight_dtype(observations: Tensor, given: Tensor | None) -> torch.dtype:
+    """That of the observations, or beside integer ones the given numbers' own, or else torch's default."""
+    for tensor in (observations, given):
+        if tensor is not None and tensor.is_floating_point():
+            return tensor.dtype
+    return torch.get_default_dtype()
 
 
 def _uniform(like: Tensor) -> Tensor:

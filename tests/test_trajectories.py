@@ -166,8 +166,11 @@ def test_token_ids_are_observations_too():
     assert trajectories.to(torch.float64).weights.dtype == torch.float64
     own = trajectories.with_weights(torch.tensor([0.1, 0.9], dtype=torch.float64))
     assert own.weights.dtype == torch.float64
-    pairs = PreferencePairs(own, own, torch.tensor([0.0, 1.0]))
-    assert pairs.labels.dtype == pairs.weights.dtype == torch.float64
+    labels = torch.tensor([0.3, 1.0], dtype=torch.float64)
+    pairs = PreferencePairs(trajectories, trajectories, labels)
+    assert pairs.labels.tolist() == [0.3, 1.0] and pairs.weights.dtype == torch.float64
+    assert PreferencePairs(own, own, torch.tensor([0, 1])).labels.dtype == torch.get_default_dtype()
+    assert pairs.with_weights(torch.ones(2)).to(torch.float64).weights.dtype == torch.float64
     with pytest.raises(ValueError, match="dtype must be a floating-point type, got "):
         example().to(torch.int32)
 

@@ -170,5 +170,7 @@ def _log_tanh_slope(unsquashed: Tensor) -> Tensor:
 
 
 def _check_observations(observations: Tensor, obs_dim: int) -> None:
+    if not observations.is_floating_point():
+        raise TypeError(f"observations must be floating-point numbers, got {observations.dtype}")
     if observations.shape[-1:] != (obs_dim,):
         raise ValueError(f"observations must have shape (T, do) with do = {obs_dim}, got {tuple(observations.shape)}")

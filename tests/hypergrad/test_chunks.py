@@ -216,6 +216,25 @@ def test_rewards_in_chunks(kind, chunk_steps):
         reward_vjp(reward, trajectories, coefficients[:3], params)
 
 
+@pytest.mark.parametrize("kind", ["ensemble", "history"])
+def test_rewards_are_called_on_a_chunk_at_a_time(kind):
+    if kind == "ensemble":
+        reward, trajectories = parl.rewards.RewardEnsemble(3, 2, (4,)).to(F64), trajectories_of(RAGGED)
+        expected = [(5, None), (5, None), (2, None)]
+    else:
+        reward, trajectories = HistoryReward().to(F64), data("gru", RAGGED)
+        expected = [(4, [0, 0, 3, 3, 4]), (6, [0, 6]), (2, [0, 2, 2])]
+    calls = []
+
+    def note(module, args, kwargs):
+        calls.append((len(args[0]), kwargs["offsets"].tolist() if kwargs else None))
+
+    reward.register_forward_pre_hook(note, with_kwargs=True)
+    reward_values(reward, trajectories, chunk_steps=5)
+    reward_vjp(reward, trajectories, torch.ones(12, dtype=F64), list(reward.parameters()), chunk_steps=5)
+    assert calls == expected * 2
+
+
 def test_no_steps_have_no_rewards():
     reward, none = HistoryReward().to(F64), data("gru", (0, 0))
     assert evaluate_reward(reward, none).shape == reward_values(reward, none).shape == (0,)

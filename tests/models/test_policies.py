@@ -73,6 +73,8 @@ def test_wrong_inputs_are_named():
         policy.log_prob(torch.zeros(5, 4), torch.zeros(5, 2))
     with pytest.raises(ValueError, match=r"actions must have shape \(T, da\) = \(5, 2\), got \(5, 1\)"):
         policy.log_prob(torch.zeros(5, 3), torch.zeros(5, 1))
+    with pytest.raises(TypeError, match=r"observations must be floating-point numbers, got torch\.int64"):
+        CategoricalPolicy(3, 4).log_prob(torch.zeros(5, 3, dtype=torch.int64), torch.zeros(5, dtype=torch.int64))
     with pytest.raises(ValueError, match="log_std must be"):
         GaussianPolicy(3, 2, log_std="free")
     with pytest.raises(ValueError, match="did you mean relu"):

@@ -11,7 +11,7 @@ from torch.autograd.functional import jacobian
 
 import parl_core as parl
 from parl_core.models.policies import TokenPolicy
-from tests.hypergrad.sequences import F64, LanguageModel, as_function
+from tests.hypergrad.sequences import F64, HistoryReward, LanguageModel, as_function
 
 PROMPT = torch.tensor([2, 0])
 
@@ -29,7 +29,7 @@ def probability(policy: TokenPolicy, prompt: torch.Tensor, completion: torch.Ten
     """Token by token, one call of the model each."""
     tokens, product = prompt, 1.0
     for token in completion:
-        product *= float(policy.model(tokens[None])[0, -1].softmax(-1)[token])
+        product *= float(policy.model(tokens[None])[0, -1].softmax(-1)[token].detach())
         tokens = torch.cat((tokens, token[None]))
     return product
 
@@ -114,7 +114,7 @@ def test_models_may_return_an_object_with_logits():
 
 
 def test_sampling_frequencies():
-    """Chi-square over the 27 completions of a ragged batch's first prompt: 26 degrees of freedom, of which 75 is exceeded
+    """Chi-square over the 27 completions of each prompt of a ragged batch: 26 degrees of freedom, of which 75 is exceeded
     with probability 1.2e-6 by a right sampler; the smallest expected count is above 20."""
     policy = policy_of()
     number = 6000
@@ -167,6 +167,19 @@ def test_float64_products_of_integer_observations():
     expected = parl.ScoreHessian(temperature=0.1, baseline="mean").operator(parl.linearize(policy, exact), rewards, 0.9)
     assert operator(v).dtype == F64
     torch.testing.assert_close(operator(v), expected(v), rtol=1e-13, atol=1e-13)
+
+
+def test_a_float32_policy_and_reward_take_float64_weights_and_labels():
+    policy = policy_of().float()
+    prompts, completions = [PROMPT, PROMPT], [torch.tensor([1, 2]), torch.tensor([0])]
+    trajectories = TokenPolicy.trajectories(prompts, completions, torch.tensor([0.3, 0.7], dtype=F64))
+    linear = parl.linearize(policy, trajectories)
+    assert linear.trajectories.weights.dtype == torch.float32
+    w, v = trajectories.step_weights, torch.ones(linear.num_params)
+    for product in (linear.vjp(w), linear.hvp(w, v), linear.fisher_vp(w, v), linear.scores(w)):
+        assert product.dtype == torch.float32
+    pairs = parl.PreferencePairs(trajectories, trajectories, torch.tensor([0.3, 1.0], dtype=F64))
+    assert parl.PreferenceLoss().per_sample(HistoryReward(3), pairs).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
