@@ -118,17 +118,20 @@ def hypergradient(
     parts = loss.trajectories(upper)
     if not parts:
         raise ValueError("loss.trajectories(upper) must name at least one Trajectories")
+    in_dtype = _Converted(losses.dtype)
     problem = Problem(
         policy=policy,
         reward=reward,
         reward_params=reward_params,
         discount=discount,
         losses=losses,
-        weights=upper.weights.to(losses.dtype),
+        weights=torch.full_like(losses.detach(), 1 / len(losses))
+        if upper.is_sample
+        else upper.weights.to(losses.dtype),
         is_sample=upper.is_sample,
-        parts=parts,
-        lower=lower,
-        cross=lower if cross is None else cross,
+        parts=tuple(in_dtype(part) for part in parts),
+        lower=in_dtype(lower),
+        cross=in_dtype(lower if cross is None else cross),
         baseline=baseline,
         chunk_steps=chunk_steps,
     )
@@ -145,6 +148,21 @@ def hypergradient(
         result.error = estimate_error(problem, chosen, outcome.solution, probes=error_probes)
     warn_about(result, POLICY_NOT_AT_MAXIMUM, stacklevel=4)
     return result
+
+
+class _Converted:
+    """Trajectories whose weights have another dtype than the losses (token ids say nothing about it), converted once each,
+    so that what served in two roles still does."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype, self._found = dtype, dict[int, Trajectories]()
+
+    def __call__(self, trajectories: Trajectories) -> Trajectories:
+        if trajectories.weights.dtype == self._dtype:
+            return trajectories
+        if id(trajectories) not in self._found:
+            self._found[id(trajectories)] = trajectories.to(self._dtype)
+        return self._found[id(trajectories)]
 
 
 def _choose(curvature: Curvature | None, solver: Solver, estimator: Estimator | None) -> Estimator:
