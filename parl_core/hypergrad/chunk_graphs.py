@@ -28,6 +28,7 @@ class ChunkGraphs:
         self._policy, self._chunk = policy, chunk
         self._log_prob: Tensor | None = None
         self._vjp_graph: tuple[Tensor, list[Tensor]] | None = None
+        self._built_for: tuple[Tensor, int] | None = None  # the w of that graph, and its version
         self._head_graph: tuple[Tensor, Tensor, list[Tensor]] | None = None
 
     @property
@@ -50,8 +51,9 @@ class ChunkGraphs:
 
     def jvp_and_hvp(self, w: Tensor, tangents: list[Tensor]) -> tuple[Tensor, Tensor]:
         """J v (T,) and (Σ_t w_t ∇² log π_t) v (P,); the graph for w is kept until another w comes."""
-        if self._vjp_graph is None or not torch.equal(self._vjp_graph[0].detach(), w):
+        if not self._is_built_for(w):
             self._vjp_graph = self._build_vjp_graph(w)
+            self._built_for = None if w.is_inference() else (w, w._version)
         cotangent, transposed = self._vjp_graph
         step_products, *products = gradients(transposed, [cotangent, *self._policy.params], tangents, retain_graph=True)
         return step_products, flatten(products)
@@ -70,6 +72,16 @@ class ChunkGraphs:
         with torch.no_grad():
             weighted = w.unsqueeze(-1) * self._policy.params_fisher(head.detach(), head_tangent)
         return flat_grad([head], params, [weighted], retain_graph=True)
+
+    def _is_built_for(self, w: Tensor) -> bool:
+        """Whether the graph at hand is for this w; numbers are compared only where the host need not wait for them."""
+        if self._vjp_graph is None:
+            return False
+        if self._built_for is not None and not w.is_inference():
+            kept, version = self._built_for  # holding it keeps its memory from being given to another
+            if (kept.data_ptr(), kept.shape, version) == (w.data_ptr(), w.shape, w._version):
+                return kept.stride() == w.stride()
+        return w.device.type == "cpu" and torch.equal(self._vjp_graph[0].detach(), w)
 
     def _build_vjp_graph(self, w: Tensor) -> tuple[Tensor, list[Tensor]]:
         cotangent = w.detach().clone().requires_grad_()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..trajectories import Trajectories, require_finite
 from .chunk_graphs import ChunkGraphs
-from .flat import differentiating, flat_grad, unflatten
+from .flat import differentiating, flat_grad, unflatten, without_autocast
 from .modules import CapturedPolicy, Chunk, check_chunk_steps, check_policy_inputs, chunks, gather_steps
 
 
@@ -64,6 +64,7 @@ class Linearization:
     """The result of `linearize`; J is the (T, P) Jacobian of the log-probabilities at the captured parameters."""
 
     @differentiating
+    @without_autocast
     def __init__(self, policy: nn.Module, trajectories: Trajectories, chunk_steps: int | None) -> None:
         check_chunk_steps(chunk_steps)
         self._policy = CapturedPolicy(policy)
@@ -101,6 +102,7 @@ class Linearization:
         return _CACHED if self._chunk_steps is None else _CHUNKED
 
     @differentiating
+    @without_autocast
     def vjp(self, w: Tensor) -> Tensor:
         """Jᵀw: (T,) -> (P,), the weighted sum of the steps' scores."""
         self._check_steps("w", w)
@@ -110,6 +112,7 @@ class Linearization:
         return total
 
     @differentiating
+    @without_autocast
     def jvp(self, v: Tensor) -> Tensor:
         """J v: (P,) -> (T,), each step's score times v."""
         tangents = self._tangents(v)
@@ -121,6 +124,7 @@ class Linearization:
         return self.jvp_and_hvp(w, v)[1]
 
     @differentiating
+    @without_autocast
     def jvp_and_hvp(self, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """`jvp(v)` and `hvp(w, v)` in one pass; a graph that is kept is for one w, until another comes."""
         self._check_steps("w", w)
@@ -132,6 +136,7 @@ class Linearization:
         return step_products, total
 
     @differentiating
+    @without_autocast
     def fisher_vp(self, w: Tensor, v: Tensor) -> Tensor:
         """(Σ_t w_t F(s_t)) v: (T,), (P,) -> (P,), with F(s) = E_{a∼π(·|s)}[∇log π ∇log πᵀ].
 
@@ -145,6 +150,7 @@ class Linearization:
         return total
 
     @differentiating
+    @without_autocast
     def scores(self, step_weights: Tensor | None = None) -> Tensor:
         """(N, P): each trajectory's Σ_t w_t ∇ log π_t; `step_weights` (T,) are ones by default.
 
