@@ -1,5 +1,6 @@
 """The hypergradient engine. Needs torch alone; knows no environment, file or logger."""
 
+from .check import BilevelProblem, CheckTable, LinearQuadraticGame, PolicyProblem, check_hypergradient
 from .curvature import CurvatureOperator, Fisher, Identity, LogProbHessian, ScoreHessian
 from .estimators import BCHG, HPGD, DirectOnly, NudgedContrast, SoBiRL, Unrolled, ValuePenalty, ZeroOrder, hypergradient
 from .implicit import implicit_gradient
@@ -14,6 +15,8 @@ __all__ = [
     "CG",
     "HPGD",
     "MINRES",
+    "BilevelProblem",
+    "CheckTable",
     "CurvatureOperator",
     "Dense",
     "DirectOnly",
@@ -23,11 +26,13 @@ __all__ = [
     "Hypergradient",
     "HypergradientWarning",
     "Identity",
+    "LinearQuadraticGame",
     "Linearization",
     "LogProbHessian",
     "Neumann",
     "NudgedContrast",
     "NystromPCG",
+    "PolicyProblem",
     "PreferenceLoss",
     "Preflight",
     "ScoreHessian",
@@ -39,6 +44,7 @@ __all__ = [
     "Unrolled",
     "ValuePenalty",
     "ZeroOrder",
+    "check_hypergradient",
     "hypergradient",
     "implicit_gradient",
     "linearize",
