@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..flat import check_uniform, flat_grad, flatten, gradients, unflatten
+from ..flat import check_uniform, differentiating, flat_grad, flatten, gradients, unflatten
 from ..implicit import implicit_gradient
 from ..result import Hypergradient
 from ..solvers import CG
@@ -79,6 +79,7 @@ class LinearQuadraticGame(BilevelProblem):
         leader, follower: numbers of upper and lower parameters.
     """
 
+    @differentiating  # so that no number is an inference tensor
     def __init__(self, seed: int = 0, *, leader: int = 4, follower: int = 6) -> None:
         for name, count in (("leader", leader), ("follower", follower)):
             if count < 1:
@@ -118,18 +119,16 @@ def bilevel_subject(problem: BilevelProblem, extra: Mapping[str, Options] | None
     upper = {k: v.detach().to(dtype=dtype, copy=True) for k, v in problem.upper_params.items()}
     lower = {k: v.detach().to(dtype=dtype, copy=True) for k, v in problem.lower_params.items()}
     start = flatten(upper.values())
-    worst = 0.0
+    slopes: list[Tensor] = []  # norms, after each solve
 
     def optimum(x: Params, y: Params) -> Params:
-        nonlocal worst
         with common_random_numbers(start.device):
             solved = problem.solve(_copied(x), _copied(y)) if problem.solve else minimise(problem.lower_loss, x, y)
-        if not isinstance(solved, Mapping) or {k: v.shape for k, v in solved.items()} != {
-            k: v.shape for k, v in lower.items()
-        }:
+        shapes = {k: getattr(v, "shape", None) for k, v in solved.items()} if isinstance(solved, Mapping) else None
+        if shapes != {k: v.shape for k, v in lower.items()}:
             raise ValueError("solve must return lower_params, with the same keys and shapes")
         found = {k: solved[k].detach() for k in y}
-        worst = max(worst, float(_slope(problem.lower_loss, x, found).norm()))
+        slopes.append(_slope(problem.lower_loss, x, found).norm())
         return found
 
     if problem.solve is None:
@@ -157,6 +156,7 @@ def bilevel_subject(problem: BilevelProblem, extra: Mapping[str, Options] | None
         candidates.append(Candidate(name, gradient(**options)))
 
     def lower_level() -> str:
+        worst = float(torch.stack(slopes).max())  # a NaN stays one
         if problem.solve is None and not worst <= _GRADIENT_NORM:
             return (
                 f"LOWER LEVEL NOT SOLVED: its gradient norm is up to {worst:.0e} where {_GRADIENT_NORM:.0e} was wanted; "

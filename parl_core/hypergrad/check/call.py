@@ -93,11 +93,11 @@ def _row(candidate: Candidate, reference: Reference) -> CheckRow:
         notes.append(f"{solution.status.name}, {solution.products} products")
     gradient = reference.seen(result.total if isinstance(result, Hypergradient) else result)
     size, length = float(reference.values.norm()), float(gradient.norm())
-    distance = float((gradient - reference.values).norm())
+    both = length * size
     return CheckRow(
         name=candidate.name,
-        relative_error=_ratio(distance, size),
-        cosine=_ratio(float(gradient @ reference.values), length * size, at_zero=float("nan")),
+        relative_error=_ratio(float((gradient - reference.values).norm()), size),
+        cosine=float(gradient @ reference.values) / both if both else float("nan"),
         norm_ratio=_ratio(length, size),
         cost=None if solution is None else solution.cost,
         seconds=seconds,
@@ -105,7 +105,7 @@ def _row(candidate: Candidate, reference: Reference) -> CheckRow:
     )
 
 
-def _ratio(numerator: float, denominator: float, at_zero: float = float("inf")) -> float:
-    if denominator == 0:
-        return 0.0 if numerator == 0 and at_zero == float("inf") else at_zero
-    return numerator / denominator
+def _ratio(numerator: float, denominator: float) -> float:
+    if denominator:
+        return numerator / denominator
+    return float("inf") if numerator else 0.0

@@ -110,6 +110,8 @@ class PolicyProblem:
         for name in ("policy", "reward"):
             if not isinstance(getattr(self, name), nn.Module):
                 raise TypeError(f"{name} must be a torch.nn.Module, got {type(getattr(self, name)).__name__}")
+        if isinstance(self.loss, type):
+            raise TypeError(f"loss must be an instance, got the class: write {self.loss.__name__}(…)")
         for name in ("data", "solve"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"{name} must be a callable, got {type(getattr(self, name)).__name__}")
