@@ -321,7 +321,9 @@ def contextual_bandit(*, temperature=0.0, damping=0.2, distinct=False, solve=Non
 
 
 def test_a_policy_problem_without_temperature_says_what_does_not_apply():
-    rows = by_name(parl.check_hypergradient(contextual_bandit()))
+    table = parl.check_hypergradient(contextual_bandit())
+    rows = by_name(table)
+    assert float(table.title.split("gradient norm ")[1].split()[0]) < 1e-12
     for name in ("ScoreHessian", "ScoreHessian, MINRES", "ScoreHessian, Dense"):
         assert rows[name].relative_error < 1e-6, name
     assert rows["NudgedContrast"].relative_error < 1e-2
@@ -346,6 +348,32 @@ def test_closed_forms_say_that_they_know_no_damping():
         assert rows[name].note == "takes the lower level as undamped"
 
 
+def test_preference_pairs_and_a_solve_that_knows_no_nudge():
+    problem = contextual_bandit(temperature=0.3, damping=0.05)
+    newton, enumerate_under = problem.solve, problem.data
+
+    def only_plain(policy, reward, nudge):
+        if nudge:
+            raise NotImplementedError("no nudge here")
+        newton(policy, reward, 0.0)
+
+    def pairs_under(policy):
+        exact, _ = enumerate_under(policy)
+        number = exact.num_trajectories
+        first, second = torch.arange(number).repeat_interleave(number), torch.arange(number).repeat(number)
+        labels = torch.sigmoid((second - first).to(F64))
+        weights = exact.weights[first] * exact.weights[second]
+        return exact, parl.PreferencePairs(exact.select(first), exact.select(second), labels, weights=weights)
+
+    problem = dataclasses.replace(problem, loss=parl.PreferenceLoss(), solve=only_plain, data=pairs_under)
+    rows = by_name(parl.check_hypergradient(problem))
+    assert rows["ScoreHessian"].relative_error < 1e-6
+    assert rows["DirectOnly"].relative_error > 1e-2
+    for name in ("NudgedContrast", "ValuePenalty"):
+        assert rows[name].relative_error is None
+        assert rows[name].note == "NotImplementedError: no nudge here"
+
+
 def snapshot(problem):
     tensors = [*problem.policy.parameters(), *problem.policy.buffers(), *problem.reward.parameters()]
     return [t.detach().clone() for t in tensors]
@@ -353,6 +381,13 @@ def snapshot(problem):
 
 def test_everything_is_left_as_it_was():
     problem = contextual_bandit()
+    newton = problem.solve
+
+    def careless(policy, reward, nudge):
+        newton(policy, reward, nudge)
+        (policy.weight.sum() + reward.weight.sum()).backward()
+
+    problem.solve = careless
     problem.policy.weight.grad = torch.ones_like(problem.policy.weight)
     before, state = snapshot(problem), torch.get_rng_state()
     parl.check_hypergradient(problem)
@@ -418,7 +453,12 @@ def test_sampled_actions_share_their_random_numbers():
 
     problem = contextual_bandit(data=data)
     problem.loss = parl.TrajectoryLoss(lambda reward, t: reward(t.observations, t.actions))
-    assert parl.check_hypergradient(problem).reference_error < 1e-6
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(parl.check_hypergradient(problem))
+    assert found[0].reference_error < 1e-6
+    assert torch.equal(found[0].reference, found[1].reference)
 
 
 def lying(operator, rhs, x0=None):
