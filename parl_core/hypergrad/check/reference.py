@@ -46,7 +46,7 @@ class Reference:
             where = f"along {count} random directions, to which error, cosine and norm ratio refer"
         return (
             f"fourth-order central differences {where}, step {self.step:.1e}, {self.solves} lower solves; "
-            f"their own relative error is about {self.error:.0e} (from half the step)"
+            f"accurate to about {self.error:.0e} (by half the step), so errors of that size are the reference's own"
         )
 
 
