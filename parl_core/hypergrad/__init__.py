@@ -1,5 +1,6 @@
 """The hypergradient engine. Needs torch alone; knows no environment, file or logger."""
 
+from .check import BilevelProblem, CheckTable, LinearQuadraticGame, PolicyProblem, check_hypergradient
 from .curvature import CurvatureOperator, Fisher, Identity, LogProbHessian, ScoreHessian
 from .estimators import BCHG, HPGD, DirectOnly, NudgedContrast, SoBiRL, Unrolled, ValuePenalty, ZeroOrder, hypergradient
 from .implicit import implicit_gradient
@@ -26,6 +27,8 @@ __all__ = [
     "CG",
     "HPGD",
     "MINRES",
+    "BilevelProblem",
+    "CheckTable",
     "CurvatureOperator",
     "Damped",
     "Dense",
@@ -36,12 +39,14 @@ __all__ = [
     "Hypergradient",
     "HypergradientWarning",
     "Identity",
+    "LinearQuadraticGame",
     "Linearization",
     "LogProbHessian",
     "Neumann",
     "NudgedContrast",
     "NystromPCG",
     "OuterProducts",
+    "PolicyProblem",
     "PreferenceLoss",
     "Preflight",
     "ScoreHessian",
@@ -55,6 +60,7 @@ __all__ = [
     "Woodbury",
     "ZeroOrder",
     "automatic_damping",
+    "check_hypergradient",
     "hypergradient",
     "implicit_gradient",
     "linearize",
