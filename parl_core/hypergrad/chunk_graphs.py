@@ -51,7 +51,7 @@ class ChunkGraphs:
 
     def jvp_and_hvp(self, w: Tensor, tangents: list[Tensor]) -> tuple[Tensor, Tensor]:
         """J v (T,) and (Σ_t w_t ∇² log π_t) v (P,); the graph for w is kept until another w comes."""
-        if not self._is_built_for(w):
+        if self._vjp_graph is None or not self._is_built_for(w, self._vjp_graph[0]):
             self._vjp_graph = self._build_vjp_graph(w)
             self._built_for = None if w.is_inference() else (w, w._version)
         cotangent, transposed = self._vjp_graph
@@ -73,15 +73,13 @@ class ChunkGraphs:
             weighted = w.unsqueeze(-1) * self._policy.params_fisher(head.detach(), head_tangent)
         return flat_grad([head], params, [weighted], retain_graph=True)
 
-    def _is_built_for(self, w: Tensor) -> bool:
+    def _is_built_for(self, w: Tensor, cotangent: Tensor) -> bool:
         """Whether the graph at hand is for this w; numbers are compared only where the host need not wait for them."""
-        if self._vjp_graph is None:
-            return False
         if self._built_for is not None and not w.is_inference():
             kept, version = self._built_for  # holding it keeps its memory from being given to another
             if (kept.data_ptr(), kept.shape, version) == (w.data_ptr(), w.shape, w._version):
                 return kept.stride() == w.stride()
-        return w.device.type == "cpu" and torch.equal(self._vjp_graph[0].detach(), w)
+        return w.device.type == "cpu" and torch.equal(cotangent.detach(), w)
 
     def _build_vjp_graph(self, w: Tensor) -> tuple[Tensor, list[Tensor]]:
         cotangent = w.detach().clone().requires_grad_()
