@@ -185,6 +185,26 @@ class Identity:
         return CurvatureOperator(torch.clone, linearization.num_params, 0.0, cost=0.0)
 
 
+def lower_gradient(
+    linearization: Linearization, rewards: Tensor, discount: float, temperature: float, *, baseline: bool = False
+) -> Tensor:
+    """(P,) ∇_θ E[Σ_h γ^h (r_h − temperature·log π_h)], of which H is the derivative, for rewards (T,).
+
+    With `baseline` the mean discounted return to go at each time is subtracted: less noise, the same expectation up to
+    O(1/N).
+    """
+    trajectories = linearization.trajectories
+    gains = _discounts(trajectories, discount, rewards) * (rewards - temperature * linearization.log_prob)
+    to_go = discounted_returns(gains, 1.0, trajectories.offsets)
+    weights = trajectories.step_weights
+    if baseline:
+        time = trajectories.time
+        zeros = rewards.new_zeros(int(trajectories.lengths.max()))
+        mass = zeros.index_add(0, time, weights)[time]
+        to_go = to_go - zeros.index_add(0, time, weights * to_go)[time] / torch.where(mass != 0, mass, 1.0)
+    return linearization.vjp(weights * to_go)
+
+
 def _hessian_operator(
     spec: ScoreHessian | LogProbHessian,
     linearization: Linearization,

@@ -124,6 +124,13 @@ def unflatten(vector: Tensor, like: Sequence[Tensor], *, name: str = "vector") -
     return [piece.view(t.shape) for piece, t in zip(vector.split(sizes), like, strict=True)]
 
 
+def assign(params: Sequence[Tensor], values: Tensor) -> None:
+    """Write a flat vector into tensors, in place."""
+    with torch.no_grad():
+        for param, piece in zip(params, unflatten(values, params, name="values"), strict=True):
+            param.copy_(piece)
+
+
 def flat_grad(
     outputs: Sequence[Tensor],
     inputs: Sequence[Tensor],

@@ -15,7 +15,15 @@ import parl_core as parl
 from parl_core.hypergrad.check import bilevel, call, policy, reference, subject, tabular
 
 F64 = torch.float64
-EXACT = ["Fisher", "Fisher, MINRES", "Fisher, NystromPCG", "Fisher, Neumann", "Fisher, Dense", "ScoreHessian"]
+EXACT = [
+    "Fisher",
+    "Fisher, MINRES",
+    "Fisher, NystromPCG",
+    "Fisher, Neumann",
+    "Fisher, Dense",
+    "Fisher, Woodbury",
+    "ScoreHessian",
+]
 EXACT += ["HPGD", "BCHG"]
 
 

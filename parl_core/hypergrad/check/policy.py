@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...ops import discounted_returns
 from ...trajectories import PreferencePairs, Trajectories
-from ..curvature import Fisher, Identity, LogProbHessian, ScoreHessian
+from ..curvature import Fisher, Identity, LogProbHessian, ScoreHessian, lower_gradient
 from ..estimators import (
     BCHG,
     HPGD,
@@ -24,12 +23,12 @@ from ..estimators import (
     ZeroOrder,
     hypergradient,
 )
-from ..flat import flatten, trainable_parameters, unflatten
+from ..flat import assign, flatten, trainable_parameters
 from ..linearize import linearize
 from ..losses import UpperLoss
 from ..modules import reward_values
 from ..result import Hypergradient
-from ..solvers import CG, MINRES
+from ..solvers import CG, MINRES, Woodbury
 from .subject import (
     Candidate,
     Compute,
@@ -140,7 +139,7 @@ def policy_subject(problem: PolicyProblem, extra: Mapping[str, Options] | None) 
     best = flatten(p.detach() for p in policy_params).clone()
 
     def back_to_optimum() -> None:
-        _put(policy_params, best)
+        assign(policy_params, best)
 
     def loss_of(judge: nn.Module) -> float:
         try:
@@ -152,11 +151,11 @@ def policy_subject(problem: PolicyProblem, extra: Mapping[str, Options] | None) 
             back_to_optimum()
 
     def loss_at(values: Tensor) -> float:
-        _put(reward_params, values)
+        assign(reward_params, values)
         try:
             return loss_of(reward)
         finally:
-            _put(reward_params, start)
+            assign(reward_params, start)
 
     def best_response(nudge: float) -> Trajectories:
         try:
@@ -192,7 +191,9 @@ def policy_subject(problem: PolicyProblem, extra: Mapping[str, Options] | None) 
         f"{problem.name}: {best.numel()} policy, {start.numel()} reward parameters; γ {problem.discount:g}, "
         f"temperature {problem.temperature:g}, damping {problem.damping:g}"
     )
-    slope = float(_lower_gradient(problem, lower).norm())
+    rewards = reward_values(reward, lower)
+    ascent = lower_gradient(linearize(policy, lower), rewards, problem.discount, problem.temperature)
+    slope = float((ascent - problem.damping * best).norm())
     return Subject(title, start, loss_at, candidates, lambda: f"lower level: gradient norm {slope:.0e} at the optimum")
 
 
@@ -209,6 +210,8 @@ def _implicit_function(problem: PolicyProblem, params: Tensor, gradient: Callabl
     )
     rtol = tolerance(params.dtype)
     if temperature:
+        rows = Fisher(temperature, damping, scores="trajectories")
+        found.append(Candidate("Fisher, Woodbury", gradient(curvature=rows, solver=Woodbury(rtol))))
         found.append(Candidate("ScoreHessian", gradient(curvature=hessian, solver=CG(rtol, max_iterations=1000))))
     else:
         found.insert(0, Candidate("Fisher", None, _NO_TEMPERATURE))
@@ -259,18 +262,6 @@ def _largest_curvature(problem: PolicyProblem, lower: Trajectories) -> float:
     return largest
 
 
-def _lower_gradient(problem: PolicyProblem, lower: Trajectories) -> Tensor:
-    """(P,) ∇_θ (V + temperature · entropy − damping/2 ‖θ‖²) on the lower data."""
-    linearization = linearize(problem.policy, lower)
-    gains = reward_values(problem.reward, lower) - problem.temperature * linearization.log_prob
-    discounts = problem.discount ** lower.time.to(gains.dtype)
-    gradient = linearization.vjp(
-        lower.step_weights.to(gains) * discounted_returns(discounts * gains, 1.0, lower.offsets)
-    )
-    params = flatten(p.detach() for p in trainable_parameters(problem.policy, "policy").values())
-    return gradient - problem.damping * params
-
-
 def _checked(data: object) -> tuple[Trajectories, Upper]:
     if not (isinstance(data, tuple) and len(data) == 2):
         raise TypeError(f"data(policy) must return (lower, upper), got {type(data).__name__}")
@@ -278,9 +269,3 @@ def _checked(data: object) -> tuple[Trajectories, Upper]:
     if not isinstance(lower, Trajectories):
         raise TypeError(f"data(policy) must return Trajectories as lower, got {type(lower).__name__}")
     return lower, upper
-
-
-def _put(params: list[nn.Parameter], values: Tensor) -> None:
-    with torch.no_grad():
-        for param, piece in zip(params, unflatten(values, params), strict=True):
-            param.copy_(piece)

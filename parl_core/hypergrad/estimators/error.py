@@ -20,8 +20,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ...ops import discounted_returns
 from ...trajectories import Trajectories
+from ..curvature import lower_gradient
 from ..flat import flatten, trainable_parameters, unflatten
 from ..linearize import linearize
 from ..modules import reward_values
@@ -109,26 +109,20 @@ def _damping_bias(problem: Problem, solution: Solution, moved: Tensor) -> Tensor
 
 def _lower_gradient(problem: Problem, estimator: ImplicitFunction) -> Tensor:
     """(P,) ∇_θV at the policy as it is, entropy and damping of the curvature included."""
-    lower, linearization = problem.lower, problem.linearize(problem.lower)
-    rewards = reward_values(problem.reward, lower, chunk_steps=problem.chunk_steps)
     curvature = estimator.curvature
-    gains = problem.discounts(lower) * (rewards - getattr(curvature, "temperature", 0.0) * linearization.log_prob)
-    to_go = discounted_returns(gains, 1.0, lower.offsets)
-    if problem.baseline:
-        to_go = to_go - _mean_at_each_time(to_go, lower)
-    gradient = linearization.vjp(lower.step_weights * to_go)
+    rewards = reward_values(problem.reward, problem.lower, chunk_steps=problem.chunk_steps)
+    gradient = lower_gradient(
+        problem.linearize(problem.lower),
+        rewards,
+        problem.discount,
+        getattr(curvature, "temperature", 0.0),
+        baseline=bool(problem.baseline),
+    )
     damping = getattr(curvature, "damping", 0.0)
     if damping and damping != "auto":
-        gradient = gradient - damping * flatten(p.detach() for p in trainable_parameters(problem.policy, "").values())
+        params = trainable_parameters(problem.policy, "policy").values()
+        gradient = gradient - damping * flatten(p.detach() for p in params)
     return gradient
-
-
-def _mean_at_each_time(values: Tensor, trajectories: Trajectories) -> Tensor:
-    """(T,) the weighted mean of `values` over the trajectories that last at least that long."""
-    time, weights = trajectories.time, trajectories.step_weights.to(values)
-    zeros = values.new_zeros(int(trajectories.lengths.max()))
-    mass = zeros.index_add(0, time, weights)[time]
-    return zeros.index_add(0, time, weights * values)[time] / torch.where(mass != 0, mass, 1.0)
 
 
 def _lower_bias(problem: Problem, estimator: ImplicitFunction, solution: Solution, newton: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...trajectories import Trajectories
-from ..flat import flatten, trainable_parameters, unflatten
+from ..flat import assign, flatten, trainable_parameters
 from ..result import ErrorEstimate
 from .base import Outcome
 from .problem import Problem
@@ -99,7 +99,7 @@ class ZeroOrder:
             z = torch.randn(start.shape, generator=generator, dtype=start.dtype, device=start.device)
             ends = []
             for sign in (1.0, -1.0):
-                _put(params, start + sign * self.radius * z)
+                assign(params, start + sign * self.radius * z)
                 ends.append(float(self.objective(reward)))
             slope = (ends[0] - ends[1]) / (2.0 * self.radius) * z
             before = slope - mean
@@ -114,12 +114,6 @@ def _value_gradient(problem: Problem, best_response: BestResponse, coefficient: 
     if not isinstance(trajectories, Trajectories):
         raise TypeError(f"best_response(coefficient) must return Trajectories, got {type(trajectories).__name__}")
     return problem.value_gradient(trajectories)
-
-
-def _put(params: list[nn.Parameter], values: Tensor) -> None:
-    with torch.no_grad():
-        for param, piece in zip(params, unflatten(values, params), strict=True):
-            param.copy_(piece)
 
 
 def _check_best_response(best_response: BestResponse) -> None:
