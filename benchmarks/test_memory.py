@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,35 @@ def product_case(product: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any
     return case
 
 
+def whole_call(policy: Any, trajectories: Any, chunk_steps: int | None) -> None:
+    """A hypergradient of three iterations; the upper data are small."""
+    import torch
+
+    import parl_core as parl
+
+    reward = parl.rewards.RewardEnsemble(24, 6, hidden=(64, 64), members=1)
+    upper = trajectories.select(torch.zeros(2, dtype=torch.int64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", parl.HypergradientWarning)  # three iterations are not meant to converge
+        parl.hypergradient(
+            policy,
+            reward,
+            trajectories,
+            parl.PreferencePairs(upper, upper, torch.tensor([0.0, 1.0])),
+            loss=parl.PreferenceLoss(),
+            discount=0.99,
+            curvature=parl.Fisher(0.1, damping=0.1),
+            solver=parl.CG(max_iterations=3),
+            baseline=False,  # the two pairs are alike, and b would be zero
+            chunk_steps=chunk_steps,
+        )
+
+
 CASES: dict[str, Callable[[Any, Any, int | None], None]] = {
     "vjp": product_case(_vjp),
     "jvp_and_hvp": product_case(_jvp_and_hvp),
     "fisher_vp": product_case(_fisher_vp),
+    "hypergradient": whole_call,
 }
 """Name -> case(policy, trajectories, chunk_steps), whose memory and time are measured from its call to its return."""
 

@@ -31,7 +31,7 @@ from .implicit_function import ImplicitFunction
 from .problem import Problem
 
 _PROBE_RTOL = 0.1  # a standard error needs no more
-_EFFECTIVE_SHARE = 0.9  # of the trajectories, that reweighting along the Newton step must leave
+_REWEIGHTED = 0.3
 
 
 def estimate_error(
@@ -129,9 +129,7 @@ def _lower_bias(problem: Problem, estimator: ImplicitFunction, solution: Solutio
     """(R,) g here less g one Newton step on, to first order in the step."""
     if not bool(torch.isfinite(newton).all()):
         return torch.full_like(problem.direct(), float("nan"))
-    fraction = 1.0
-    while fraction > 1e-4 and not _little_reweighted(problem, _moved(problem.policy, fraction * newton)):
-        fraction *= 0.5
+    fraction = _fraction_to_go(problem, newton)
 
     def gradient(step: Tensor) -> Tensor:
         policy = _moved(problem.policy, step)
@@ -158,9 +156,10 @@ def _density_ratios(problem: Problem, policy: nn.Module, trajectories: Trajector
     return trajectories.sum_steps(there - problem.linearize(trajectories).log_prob).exp()
 
 
-def _little_reweighted(problem: Problem, policy: nn.Module) -> bool:
-    for trajectories in (problem.lower, problem.cross, *problem.parts):
-        ratios = _density_ratios(problem, policy, trajectories)
-        if not bool(ratios.sum() ** 2 >= _EFFECTIVE_SHARE * ratios.numel() * (ratios**2).sum()):
-            return False
-    return True
+def _fraction_to_go(problem: Problem, newton: Tensor) -> float:
+    """How much of the Newton step changes no trajectory's log-density by more than `_REWEIGHTED`, to first order."""
+    changes = [
+        trajectories.sum_steps(problem.linearize(trajectories).jvp(newton)).abs().max()
+        for trajectories in (problem.lower, problem.cross, *problem.parts)
+    ]
+    return float((_REWEIGHTED / torch.stack(changes).max()).clamp_max(1.0))
