@@ -182,7 +182,8 @@ class Identity:
         self, linearization: Linearization, rewards: Tensor, discount: float, weights: Tensor | None = None
     ) -> CurvatureOperator:
         """Costs nothing."""
-        return CurvatureOperator(torch.clone, linearization.num_params, 0.0, cost=0.0)
+        scale = 1.0 if weights is None else weights.sum()  # no data in it: linear in weights, all the same
+        return CurvatureOperator(lambda v: scale * v, linearization.num_params, 0.0, cost=0.0)
 
 
 def lower_gradient(

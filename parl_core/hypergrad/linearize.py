@@ -65,9 +65,9 @@ class Linearization:
 
     @differentiating
     @without_autocast
-    def __init__(self, policy: nn.Module, trajectories: Trajectories, chunk_steps: int | None) -> None:
+    def __init__(self, policy: nn.Module | CapturedPolicy, trajectories: Trajectories, chunk_steps: int | None) -> None:
         check_chunk_steps(chunk_steps)
-        self._policy = CapturedPolicy(policy)
+        self._policy = policy if isinstance(policy, CapturedPolicy) else CapturedPolicy(policy)
         check_policy_inputs(trajectories, self._policy.params)
         dtype = self._policy.params[0].dtype
         self._trajectories = trajectories if trajectories.weights.dtype == dtype else trajectories.to(dtype)

@@ -10,7 +10,7 @@ import copy
 import inspect
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from torch.func import functional_call
 
 from ..trajectories import Trajectories, require_finite
 from .flat import differentiating, flat_grad, trainable_parameters
+
+R = TypeVar("R")
 
 
 class Chunk(NamedTuple):
@@ -169,6 +171,39 @@ class CapturedPolicy:
     def _on_steps(self, method: str, chunk: Chunk, *args: Tensor) -> Tensor:
         kwargs = {"offsets": chunk.offsets} if self._takes_offsets[method] else {}
         return functional_call(self._method, self._state, (method, *args), kwargs)
+
+
+class CapturedReward:
+    """A reward that is differentiated in aliases of its parameters, so that hooks on these wait for `backward`.
+
+    Attributes:
+        module: the reward itself.
+        own: its parameters that require a gradient, in the order of `named_parameters`.
+        params: aliases of them, which share their memory.
+    """
+
+    def __init__(self, reward: nn.Module) -> None:
+        named = trainable_parameters(reward, "reward")
+        self.module = reward
+        self.own: list[nn.Parameter] = list(named.values())
+        self.params: list[Tensor] = [p.detach().requires_grad_() for p in self.own]
+        self._state = {f"module.{name}": alias for name, alias in zip(named, self.params, strict=True)}
+        self._call = _FunctionCall(reward)
+
+    def run(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+        """function(reward, …), with the aliases in place of the parameters."""
+        return functional_call(self._call, self._state, (function, *args), kwargs)
+
+
+class _FunctionCall(nn.Module):
+    """Lets `functional_call` serve any function of the module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return function(self.module, *args, **kwargs)
 
 
 def evaluate_reward(reward: nn.Module, trajectories: Trajectories) -> Tensor:

@@ -19,16 +19,23 @@ class HypergradientWarning(UserWarning):
 
 @dataclass(frozen=True)
 class ErrorEstimate:
-    """What a hypergradient may be off by; each (num_reward_params,), None where it was not estimated."""
+    """What a hypergradient may be off by; each (num_reward_params,), None where it was not estimated.
+
+    To first order in each error. Upper samples and trajectories count as drawn independently, and one object that serves in
+    two roles as one sample; given weights as importance weights of a sample: of an exact enumeration, which has no
+    sampling error, the standard error means nothing.
+    """
 
     stderr: Tensor | None = None
     """Standard error of `total` from the finite sample."""
     damping_bias: Tensor | None = None
-    """`total` less what it would be without the damping, to first order. A damping that is part of the lower problem, as
-    an L2 penalty, is no bias."""
+    """`total` less what it would be without the damping. A damping that is part of the lower problem, as an L2 penalty, is
+    no bias."""
     lower_bias: Tensor | None = None
-    """`total` less what it would be at the lower optimum, to first order in the Newton step there, whose own sampling error
-    it contains."""
+    """`total` less what it would be at the lower optimum, by the Newton step there, whose own sampling error it contains. A
+    damping that is a number counts as part of the lower problem here."""
+    cost: float | None = None
+    """Of the estimate, in gradients of the policy's log-probabilities, as far as solves and products go."""
 
 
 @dataclass
@@ -74,13 +81,15 @@ class Hypergradient:
             lines[0] += f", regularizer {float(self.regularizer.norm()):.4g}"
         names = {
             "stderr": "standard error",
-            "damping_bias": "bias of the damping",
+            "damping_bias": "effect of the damping",
             "lower_bias": "bias of the lower level",
         }
         for name, words in names.items():
             value = getattr(self.error, name, None)
             if value is not None:
                 lines.append(f"{words}: {relative(value)}")
+        if self.error is not None and self.error.cost is not None:
+            lines[-1] += f" (these estimates: {self.error.cost:.1f} gradients)"
         solution = self.solution
         if solution is not None:
             cost = "" if solution.cost is None else f", {solution.cost:.1f} gradients"

@@ -17,17 +17,22 @@ from torch import Tensor, nn
 
 from ...trajectories import PreferencePairs, Trajectories, require_finite
 from ..curvature import Curvature
-from ..flat import differentiating, flat_grad, trainable_parameters, without_autocast
+from ..flat import differentiating, flat_grad, without_autocast
 from ..losses import UpperLoss
+from ..modules import CapturedPolicy, CapturedReward
 from ..result import Hypergradient, warn_about
 from ..solvers import CG, Solver
-from .base import Estimator
+from .base import DirectOnly, Estimator
 from .error import estimate_error
+from .first_order import NudgedContrast, ValuePenalty, ZeroOrder
 from .folds import cross_fit
 from .implicit_function import ImplicitFunction
 from .problem import Baseline, Problem
+from .soft_optimal import BCHG, SoBiRL
+from .unrolled import Unrolled
 
 _DEFAULT_SOLVER = CG()
+_ONE_FACTOR = (BCHG, SoBiRL, DirectOnly, NudgedContrast, ValuePenalty, Unrolled, ZeroOrder)
 POLICY_NOT_AT_MAXIMUM = (
     "the policy is not at a local maximum of its value: train it further, add damping, or use Fisher curvature"
 )
@@ -57,7 +62,8 @@ def hypergradient(
     """Gradient of the upper loss with respect to the reward's parameters, through the policy that the reward induces.
 
     Args:
-        policy: module with `log_prob(observations, actions) -> (T,)`, at (or near) the optimum of the lower level.
+        policy: module with `log_prob(observations, actions) -> (T,)`, at (or near) the optimum of the lower level, and in
+            evaluation mode if it holds dropout or running statistics (`parl_core.preflight` names such things).
         reward: module with `forward(observations, actions) -> (T,)`.
         lower: on-policy trajectories for H and C. Take them independent of `upper`: the three factors multiply, and
             sharing samples among them biases the product.
@@ -70,16 +76,17 @@ def hypergradient(
         estimator: of the implicit term, in place of `curvature` and `solver`: `DirectOnly`, `HPGD`, `BCHG`, `SoBiRL`,
             `NudgedContrast`, `ValuePenalty`, `Unrolled`, `ZeroOrder`.
         regularizer: Z, reward -> scalar tensor.
-        baseline: subtract baselines from U in b and from S in C (lower variance, same expectation). Or a function
-            trajectories -> (T,), subtracted from U at each step in b: an estimate of U from the states up to that step and
-            the actions before it.
+        baseline: subtract baselines from U in b and from S in C: less variance, the same expectation (with given weights up
+            to O(1/N)). Or a function trajectories -> (T,), subtracted from U at each step in b: an estimate of U from the
+            states up to that step and the actions before it.
         x0: (P,) warm start of the solve, such as the previous call's `solution.value`.
         cross: on-policy trajectories for C, independent of `lower`, which then serves H alone.
         folds: cut the data into this many folds and average over their rotations, in each of which b, H and C come from
             different ones (cross-fitting), so that one batch serves all three without the bias of a shared sample. At least
-            3 if `upper` and `lower` are the same trajectories, otherwise 2 suffice.
+            3 if `upper` and `lower` are, or hold, the same object, otherwise 2. For curvatures and HPGD.
         error_probes: random probes for `result.error`; 0 for none, 8 give the standard error to a quarter. Each costs about
-            a loose solve, and the biases a second hypergradient.
+            a loose solve, and the biases two hypergradients; `result.error.cost` tells. An automatic damping has its bias
+            estimated in any case, at a loose solve.
         chunk_steps: go over `lower` and `cross` in chunks of at most this many steps and keep no graph, so that memory does
             not grow with them; each product then redoes the policy's forward pass.
 
@@ -96,33 +103,20 @@ def hypergradient(
         HypergradientWarning: the solve did not converge, the lower level is not at a maximum, or a term is not finite.
     """
     chosen = _choose(curvature, solver, estimator)
-    if isinstance(loss, type):
-        raise TypeError(f"loss must be an instance, got the class: write {loss.__name__}(…)")
+    _check_options(chosen, loss, discount, baseline, x0, folds, error_probes)
     for name, given in (("lower", lower), ("cross", lower if cross is None else cross)):
         if not isinstance(given, Trajectories):
             raise TypeError(f"{name} must be Trajectories, got {type(given).__name__}")
         if given.num_steps == 0:
             raise ValueError(f"{name} must hold at least one step, got none: without it there is no implicit term")
-    if not 0 <= discount <= 1:
-        raise ValueError(f"discount must lie in [0, 1], got {discount}")
-    if not isinstance(error_probes, int) or error_probes < 0:
-        raise ValueError(f"error_probes must be a whole number, at least 0, got {error_probes!r}")
-    if error_probes and not isinstance(chosen, ImplicitFunction):
-        raise ValueError(f"error_probes serve a curvature and its solver, not the estimator {type(chosen).__name__}")
-    reward_params = list(trainable_parameters(reward, "reward").values())
+    captured_policy, captured = CapturedPolicy(policy), CapturedReward(reward)
+    _refuse_shared(policy, reward)
 
-    losses = loss.per_sample(reward, upper)
-    if losses.shape[0] == 0:
-        raise ValueError("upper must hold at least one sample, got none")
-    require_finite("the upper loss", losses.detach())
-    parts = loss.trajectories(upper)
-    if not parts:
-        raise ValueError("loss.trajectories(upper) must name at least one Trajectories")
+    losses, parts = _losses_and_parts(captured, loss, upper)
     in_dtype = _Converted(losses.dtype)
     problem = Problem(
-        policy=policy,
-        reward=reward,
-        reward_params=reward_params,
+        policy=captured_policy,
+        reward=captured,
         discount=discount,
         losses=losses,
         weights=torch.full_like(losses.detach(), 1 / len(losses))
@@ -139,9 +133,9 @@ def hypergradient(
     result = Hypergradient(
         direct=problem.direct(),
         implicit=outcome.implicit,
-        regularizer=_regularizer_gradient(regularizer, reward, reward_params),
+        regularizer=_regularizer_gradient(regularizer, captured),
         solution=outcome.solution,
-        parameters=reward_params,
+        parameters=captured.own,
         error=outcome.error,
     )
     if isinstance(chosen, ImplicitFunction) and outcome.solution is not None and (error_probes or chosen.automatic):
@@ -180,12 +174,73 @@ def _choose(curvature: Curvature | None, solver: Solver, estimator: Estimator | 
     return estimator
 
 
-def _regularizer_gradient(
-    regularizer: Callable[[nn.Module], Tensor] | None, reward: nn.Module, params: list[nn.Parameter]
-) -> Tensor:
+def _check_options(
+    chosen: Estimator,
+    loss: object,
+    discount: float,
+    baseline: object,
+    x0: Tensor | None,
+    folds: int,
+    error_probes: int,
+) -> None:
+    if isinstance(loss, type):
+        raise TypeError(f"loss must be an instance, got the class: write {loss.__name__}(…)")
+    if not 0 <= discount <= 1:
+        raise ValueError(f"discount must lie in [0, 1], got {discount}")
+    if not isinstance(baseline, bool) and not callable(baseline):
+        raise TypeError(f"baseline must be True, False or a function trajectories -> (T,), got {baseline!r}")
+    if not isinstance(error_probes, int) or error_probes < 0:
+        raise ValueError(f"error_probes must be a whole number, at least 0, got {error_probes!r}")
+    if isinstance(chosen, ImplicitFunction):
+        return
+    kind = type(chosen).__name__
+    if error_probes:
+        raise ValueError(f"error_probes serve a curvature and its solver, not the estimator {kind}")
+    if x0 is not None:
+        raise ValueError(f"x0 is the start of a solve, which the estimator {kind} has none of")
+    if folds != 1 and isinstance(chosen, _ONE_FACTOR):
+        raise ValueError(f"folds serve a product of factors from different data, which the estimator {kind} is not")
+
+
+def _refuse_shared(policy: nn.Module, reward: nn.Module) -> None:
+    names = {id(p): name for name, p in policy.named_parameters() if p.requires_grad}
+    for name, parameter in reward.named_parameters():
+        if parameter.requires_grad and id(parameter) in names:
+            raise ValueError(
+                f"policy's '{names[id(parameter)]}' and reward's '{name}' are the same parameter: it belongs to one level "
+                "only, so freeze it (requires_grad_(False)) in one of them or share a copy"
+            )
+
+
+def _losses_and_parts(
+    reward: CapturedReward, loss: UpperLoss, upper: PreferencePairs | Trajectories
+) -> tuple[Tensor, tuple[Trajectories, ...]]:
+    """(n,) with its graph, and what each of the n samples consists of."""
+    losses = reward.run(loss.per_sample, upper)
+    number = upper.weights.shape[0]
+    if not isinstance(losses, Tensor) or losses.shape != (number,) or not losses.is_floating_point():
+        came = f"{losses.dtype} of shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(f"loss must give real numbers of shape (n,) = ({number},), one for each sample, got {came}")
+    if number == 0:
+        raise ValueError("upper must hold at least one sample, got none")
+    require_finite("the upper loss", losses.detach())
+    parts = loss.trajectories(upper)
+    if not parts:
+        raise ValueError("loss.trajectories(upper) must name at least one Trajectories")
+    for part in parts:
+        if part.num_trajectories != number:
+            raise ValueError(
+                f"loss.trajectories(upper) must name Trajectories of {number} each, one for each sample, "
+                f"got {part.num_trajectories}"
+            )
+    return losses, tuple(parts)
+
+
+def _regularizer_gradient(regularizer: Callable[[nn.Module], Tensor] | None, reward: CapturedReward) -> Tensor:
+    params = reward.params
     if regularizer is None:
         return torch.zeros(sum(p.numel() for p in params), dtype=params[0].dtype, device=params[0].device)
-    value = regularizer(reward)
+    value = reward.run(regularizer)
     if not isinstance(value, Tensor) or value.dim() != 0:
         came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"regularizer(reward) must return a scalar tensor, got {came}")

@@ -15,23 +15,34 @@ taken on the same trajectories, reweighted to the moved policy.
 
 from __future__ import annotations
 
-import copy
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...trajectories import Trajectories
 from ..curvature import lower_gradient
-from ..flat import flatten, trainable_parameters, unflatten
-from ..linearize import linearize
-from ..modules import reward_values
+from ..flat import flatten, unflatten
+from ..linearize import Linearization
+from ..modules import CapturedPolicy
 from ..result import ErrorEstimate
-from ..solvers import BIAS_RTOL, Solution, looser
+from ..solvers import (
+    BIAS_RTOL,
+    CG,
+    MINRES,
+    Dense,
+    LinearOperator,
+    Neumann,
+    NystromPCG,
+    Solution,
+    Solver,
+    Woodbury,
+    looser,
+)
 from .implicit_function import ImplicitFunction
 from .problem import Problem
 
 _PROBE_RTOL = 0.1  # a standard error needs no more
 _REWEIGHTED = 0.3
+_TAKE_BLOCKS = (CG, MINRES, Dense, Neumann, NystromPCG, Woodbury)
 
 
 def estimate_error(
@@ -46,20 +57,36 @@ def estimate_error(
     w = solution.value
     operator = estimator.operator(problem, solution.damping)
     if not probes:
-        moved = looser(estimator.solver, BIAS_RTOL)(operator, w).value
-        return ErrorEstimate(damping_bias=_damping_bias(problem, solution, moved))
+        (moved,), cost = _solve(looser(estimator.solver, BIAS_RTOL), operator, w[None])
+        return ErrorEstimate(damping_bias=-solution.damping * problem.cross_term(moved), cost=cost)
     generator = torch.Generator().manual_seed(seed)
     signs = [_Signs(problem, generator) for _ in range(probes)]
     sources = torch.stack([_noise_of_the_system(problem, estimator, w, s) for s in signs])
-    moved = looser(estimator.solver, _PROBE_RTOL)(operator, sources).value
+    moved, probe_cost = _solve(looser(estimator.solver, _PROBE_RTOL), operator, sources)
     influences = [_influence(problem, w, y, s) for y, s in zip(moved, signs, strict=True)]
     ascent = _lower_gradient(problem, estimator)
-    by_damping, newton = looser(estimator.solver, BIAS_RTOL)(operator, torch.stack([w, ascent])).value
+    biases, bias_cost = _solve(looser(estimator.solver, BIAS_RTOL), operator, torch.stack([w, ascent]))
+    by_damping, newton = biases
+    lower_bias, moved_cost = _lower_bias(problem, estimator, solution, newton)
+    costs = [probe_cost, bias_cost, moved_cost]
+    product = getattr(operator, "cost", None)
+    known = [cost for cost in costs if cost is not None]
     return ErrorEstimate(
         stderr=torch.stack(influences).square().mean(0).sqrt(),
-        damping_bias=_damping_bias(problem, solution, by_damping),
-        lower_bias=_lower_bias(problem, estimator, solution, newton),
+        damping_bias=-solution.damping * problem.cross_term(by_damping),
+        lower_bias=lower_bias,
+        cost=None if product is None or len(known) < len(costs) else sum(known) + probes * product,
     )
+
+
+def _solve(solver: Solver, operator: LinearOperator, rows: Tensor) -> tuple[Tensor, float | None]:
+    """(K, P) -> (K, P) and what it cost; a solver from elsewhere is given one row at a time."""
+    if isinstance(solver, _TAKE_BLOCKS):
+        solution = solver(operator, rows)
+        return solution.value, solution.cost
+    solutions = [solver(operator, row) for row in rows]
+    costs = [s.cost for s in solutions if s.cost is not None]
+    return torch.stack([s.value for s in solutions]), sum(costs) if len(costs) == len(solutions) else None
 
 
 class _Signs:
@@ -74,85 +101,77 @@ class _Signs:
         self.cross = self.lower if problem.cross is problem.lower else self._of(problem.cross, problem, generator)
 
     def _of(self, trajectories: Trajectories, problem: Problem, generator: torch.Generator) -> Tensor:
-        if len(problem.parts) == 1 and trajectories is problem.parts[0]:
+        if any(part is trajectories for part in problem.parts):
             return self.upper
         return _signed(trajectories.weights, generator)
 
 
 def _signed(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """(n,) weight · (sign − mean sign), with the n/(n − 1) of a sample variance; NaN for a single one."""
     count = weights.shape[0]
-    signs = (torch.randint(2, (count,), generator=generator) * 2 - 1).to(weights)
-    total = weights.sum()
-    mean = (weights * signs).sum() / torch.where(total != 0, total, 1.0)
-    return weights * (signs - mean) * (count / max(count - 1, 1)) ** 0.5
+    signs = _random_signs(count, generator).to(weights)
+    return weights * (signs - signs.mean()) * (count / (count - 1) if count > 1 else float("nan")) ** 0.5
+
+
+def _random_signs(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(2, (count,), generator=generator) * 2 - 1
 
 
 def _noise_of_the_system(problem: Problem, estimator: ImplicitFunction, w: Tensor, signs: _Signs) -> Tensor:
     """(P,) Σ sign_i (b_i − Aᵢ w)."""
     operator = estimator.plain_operator(problem, signs.lower)
-    return problem.rhs(signs.upper) - operator.product(w)
+    return problem.rhs_noise(signs.upper) - operator.product(w)
 
 
 def _influence(problem: Problem, w: Tensor, moved: Tensor, signs: _Signs) -> Tensor:
     """(R,) Σ sign_i influence_i, with `moved` = A⁻¹ Σ sign_i (b_i − Aᵢ w)."""
-    return (
-        problem.direct(signs.upper)
-        + problem.cross_term(problem.responses(w), signs.cross)
-        + problem.cross_term(problem.responses(moved))
-    )
-
-
-def _damping_bias(problem: Problem, solution: Solution, moved: Tensor) -> Tensor:
-    """(R,) from `moved` = A⁻¹ w."""
-    return -solution.damping * problem.cross_term(problem.responses(moved))
+    return problem.direct(signs.upper) + problem.cross_noise(w, signs.cross) + problem.cross_term(moved)
 
 
 def _lower_gradient(problem: Problem, estimator: ImplicitFunction) -> Tensor:
     """(P,) ∇_θV at the policy as it is, entropy and damping of the curvature included."""
     curvature = estimator.curvature
-    rewards = reward_values(problem.reward, problem.lower, chunk_steps=problem.chunk_steps)
     gradient = lower_gradient(
         problem.linearize(problem.lower),
-        rewards,
+        problem.rewards(problem.lower),
         problem.discount,
         getattr(curvature, "temperature", 0.0),
         baseline=bool(problem.baseline),
     )
     damping = getattr(curvature, "damping", 0.0)
     if damping and damping != "auto":
-        params = trainable_parameters(problem.policy, "policy").values()
-        gradient = gradient - damping * flatten(p.detach() for p in params)
+        gradient = gradient - damping * flatten(p.detach() for p in problem.policy.params)
     return gradient
 
 
-def _lower_bias(problem: Problem, estimator: ImplicitFunction, solution: Solution, newton: Tensor) -> Tensor:
-    """(R,) g here less g one Newton step on, to first order in the step."""
+def _lower_bias(
+    problem: Problem, estimator: ImplicitFunction, solution: Solution, newton: Tensor
+) -> tuple[Tensor, float | None]:
+    """(R,) g here less g one Newton step on, to first order in the step; and the cost."""
     if not bool(torch.isfinite(newton).all()):
-        return torch.full_like(problem.direct(), float("nan"))
+        return torch.full_like(problem.direct(), float("nan")), 0.0
     fraction = _fraction_to_go(problem, newton)
+    spent: list[float | None] = []
 
     def gradient(step: Tensor) -> Tensor:
         policy = _moved(problem.policy, step)
         there = problem.with_policy(policy, lambda trajectories: _density_ratios(problem, policy, trajectories))
-        operator = estimator.operator(there, solution.damping)
-        w = estimator.solver(operator, there.rhs(), solution.value).value
-        return there.direct() + there.cross_term(there.responses(w))
+        found = estimator.solver(estimator.operator(there, solution.damping), there.rhs(), solution.value)
+        spent.append(found.cost)
+        return there.direct() + there.cross_term(found.value)
 
-    return (gradient(0.0 * newton) - gradient(fraction * newton)) / fraction
-
-
-def _moved(policy: nn.Module, step: Tensor) -> nn.Module:
-    moved = copy.deepcopy(policy)
-    params = list(trainable_parameters(moved, "policy").values())
-    with torch.no_grad():
-        for param, piece in zip(params, unflatten(step, params), strict=True):
-            param.add_(piece)
-    return moved
+    bias = (gradient(0.0 * newton) - gradient(fraction * newton)) / fraction
+    return bias, None if None in spent else sum(cost for cost in spent if cost is not None)
 
 
-def _density_ratios(problem: Problem, policy: nn.Module, trajectories: Trajectories) -> Tensor:
+def _moved(policy: CapturedPolicy, step: Tensor) -> CapturedPolicy:
+    pieces = unflatten(step, policy.params)
+    return policy.at([(p + piece).detach().requires_grad_() for p, piece in zip(policy.params, pieces, strict=True)])
+
+
+def _density_ratios(problem: Problem, policy: CapturedPolicy, trajectories: Trajectories) -> Tensor:
     """(N,) probability of each trajectory under `policy` over that under the problem's own."""
-    there = linearize(policy, trajectories, chunk_steps=problem.chunk_steps).log_prob
+    there = Linearization(policy, trajectories, problem.chunk_steps).log_prob
     return trajectories.sum_steps(there - problem.linearize(trajectories).log_prob).exp()
 
 

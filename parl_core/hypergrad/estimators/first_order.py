@@ -7,7 +7,6 @@ attention, sharded training), at the price of lower levels solved to well below 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...trajectories import Trajectories
-from ..flat import assign, flatten, trainable_parameters
+from ..flat import assign, flatten
 from ..result import ErrorEstimate
 from .base import Outcome
 from .problem import Problem
@@ -72,8 +71,8 @@ class ZeroOrder:
     """
 
     objective: Callable[[nn.Module], float]
-    """reward -> the upper loss, without regulariser, of the lower level solved again for it. It is given copies of the
-    reward with perturbed parameters."""
+    """reward -> the upper loss, without regulariser, of the lower level solved again for it. The reward's parameters hold
+    the perturbed numbers during the call."""
     radius: float = 1e-2
     """u, in units of the reward's parameters."""
     directions: int = 100
@@ -90,23 +89,25 @@ class ZeroOrder:
 
     def implicit(self, problem: Problem, x0: Tensor | None) -> Outcome:
         """2·directions lower solves by the caller; `error.stderr` is the directions' own."""
-        reward = copy.deepcopy(problem.reward)  # the reward's own numbers belong to the graph of the losses
-        params = list(trainable_parameters(reward, "reward").values())
+        params, direct = problem.reward.own, problem.direct()  # of the losses' graph, which the moves below invalidate
         start = flatten(p.detach() for p in params)
         generator = torch.Generator(device=start.device).manual_seed(self.seed)
         mean, squares = torch.zeros_like(start), torch.zeros_like(start)
-        for count in range(1, self.directions + 1):
-            z = torch.randn(start.shape, generator=generator, dtype=start.dtype, device=start.device)
-            ends = []
-            for sign in (1.0, -1.0):
-                assign(params, start + sign * self.radius * z)
-                ends.append(float(self.objective(reward)))
-            slope = (ends[0] - ends[1]) / (2.0 * self.radius) * z
-            before = slope - mean
-            mean = mean + before / count
-            squares = squares + before * (slope - mean)
+        try:
+            for count in range(1, self.directions + 1):
+                z = torch.randn(start.shape, generator=generator, dtype=start.dtype, device=start.device)
+                ends = []
+                for sign in (1.0, -1.0):
+                    assign(params, start + sign * self.radius * z)
+                    ends.append(float(self.objective(problem.reward.module)))
+                slope = (ends[0] - ends[1]) / (2.0 * self.radius) * z
+                before = slope - mean
+                mean = mean + before / count
+                squares = squares + before * (slope - mean)
+        finally:
+            assign(params, start)
         stderr = (squares / (self.directions - 1) / self.directions).sqrt()
-        return Outcome(mean - problem.direct(), error=ErrorEstimate(stderr=stderr))
+        return Outcome(mean - direct, error=ErrorEstimate(stderr=stderr))
 
 
 def _value_gradient(problem: Problem, best_response: BestResponse, coefficient: float) -> Tensor:

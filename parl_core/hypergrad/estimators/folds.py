@@ -42,10 +42,14 @@ def cross_fit(estimator: Estimator, problem: Problem, x0: Tensor | None, folds: 
     def numbers(name: str, fold: int) -> Tensor:
         return torch.arange(fold % folds, counts[name], folds, device=device)
 
-    outcomes = [
-        estimator.implicit(problem.fold(numbers("upper", k), numbers("lower", k + 1), numbers("cross", k + third)), x0)
-        for k in range(folds)
+    parts = [
+        problem.fold(numbers("upper", k), numbers("lower", k + 1), numbers("cross", k + third)) for k in range(folds)
     ]
+    for number, part in enumerate(parts):
+        for name, trajectories in (("lower", part.lower), ("cross", part.cross)):
+            if trajectories.num_steps == 0:
+                raise ValueError(f"folds must leave steps in each fold, but {name} of fold {number} has none")
+    outcomes = [estimator.implicit(part, x0) for part in parts]
     solutions = [outcome.solution for outcome in outcomes if outcome.solution is not None]
     return Outcome(
         implicit=torch.stack([outcome.implicit for outcome in outcomes]).mean(0),

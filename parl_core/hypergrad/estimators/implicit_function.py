@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from ..curvature import Curvature, CurvatureOperator
-from ..modules import reward_values
 from ..solvers import Damped, LinearOperator, Solver, solve_with_automatic_damping
 from .base import Outcome
 from .problem import Problem
@@ -30,7 +29,7 @@ class ImplicitFunction:
             solution = solve_with_automatic_damping(self.solver, operator, rhs, x0)[1]
         else:
             solution = self.solver(operator, rhs, x0)
-        return Outcome(problem.cross_term(problem.responses(solution.value)), solution)
+        return Outcome(problem.cross_term(solution.value), solution)
 
     @property
     def automatic(self) -> bool:
@@ -44,6 +43,6 @@ class ImplicitFunction:
 
     def plain_operator(self, problem: Problem, weights: Tensor | None = None) -> CurvatureOperator:
         """−H as the curvature gives it, with other weights (N,) of the trajectories if they are given."""
-        rewards = reward_values(problem.reward, problem.lower, chunk_steps=problem.chunk_steps)
+        rewards = problem.rewards(problem.lower)
         more: dict[str, Any] = {} if weights is None else {"weights": weights}
         return self.curvature.operator(problem.linearize(problem.lower), rewards, problem.discount, **more)

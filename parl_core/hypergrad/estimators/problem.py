@@ -4,8 +4,8 @@
     Cᵀw = ∇_ν E[Σ_h γ^h r_ν(s_h, a_h) S_{0:h}·w]   `cross_term`
     ∂V/∂ν = ∇_ν E[Σ_h γ^h r_ν(s_h, a_h)]           `value_gradient`
 
-Each takes other weights of the samples in place of their own: it is linear in them, which is what cross-fitting and error
-estimates need.
+The first, and the direct term, take other weights of the samples in place of their own: they are linear in them, which is
+what error estimates need.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...ops import prefix_sum
 from ...trajectories import Trajectories, require_finite
 from ..flat import flat_grad
-from ..linearize import Linearization, linearize
+from ..linearize import Linearization
 from ..losses import centre
-from ..modules import reward_vjp
+from ..modules import CapturedPolicy, CapturedReward, reward_values, reward_vjp
 
 Baseline = bool | Callable[[Trajectories], Tensor]
 
@@ -31,9 +31,8 @@ Baseline = bool | Callable[[Trajectories], Tensor]
 class Problem:
     """What a call of `hypergradient` is about."""
 
-    policy: nn.Module
-    reward: nn.Module
-    reward_params: list[nn.Parameter]
+    policy: CapturedPolicy
+    reward: CapturedReward
     discount: float
     losses: Tensor  # (n,) U of each sample, with its graph
     weights: Tensor  # (n,) of the samples
@@ -46,16 +45,17 @@ class Problem:
 
     def __post_init__(self) -> None:
         self._linearized: dict[int, tuple[Trajectories, Linearization]] = {}
+        self._direct: Tensor | None = None
 
     def linearize(self, trajectories: Trajectories) -> Linearization:
         """The policy's linearization on some trajectories; made once for each."""
         if id(trajectories) not in self._linearized:
             # The trajectories are kept as well, so that their id stays theirs.
-            made = linearize(self.policy, trajectories, chunk_steps=self.chunk_steps)
+            made = Linearization(self.policy, trajectories, self.chunk_steps)
             self._linearized[id(trajectories)] = (trajectories, made)
         return self._linearized[id(trajectories)][1]
 
-    def with_policy(self, policy: nn.Module, reweigh: Callable[[Trajectories], Tensor]) -> Problem:
+    def with_policy(self, policy: CapturedPolicy, reweigh: Callable[[Trajectories], Tensor]) -> Problem:
         """The same data under another policy; `reweigh` gives the (N,) density ratios of trajectories."""
         ratio = torch.ones_like(self.weights)
         for part in self.parts:
@@ -84,59 +84,99 @@ class Problem:
 
     def direct(self, weights: Tensor | None = None) -> Tensor:
         """(R,) Σ weight · ∇_ν U."""
-        weights = self.weights if weights is None else weights
-        return flat_grad([self.losses], self.reward_params, [weights], retain_graph=True)
+        if weights is None and self._direct is not None:
+            return self._direct
+        given = self.weights if weights is None else weights
+        found = flat_grad([self.losses], self.reward.params, [given], retain_graph=True)
+        if weights is None:
+            self._direct = found
+        return found
 
     def score_weights(self, weights: Tensor | None = None) -> list[tuple[Trajectories, Tensor]]:
         """For each part, weight · (U − base) at each of its steps (T,): what its scores are summed with in b."""
         weights = self.weights if weights is None else weights
-        values = self.losses.detach()
-        if self.baseline is True:
-            values = centre(values, self.weights, self.is_sample)
+        gains = weights * self._centred_losses()
         found = []
         for part in self.parts:
             index = part.trajectory_index
-            steps = values[index]
+            steps = gains[index]
             if callable(self.baseline):
-                steps = steps - self._step_baseline(part)
-            found.append((part, weights[index] * steps))
+                steps = steps - weights[index] * self._step_baseline(part)
+            found.append((part, steps))
         return found
 
-    def rhs(self, weights: Tensor | None = None) -> Tensor:
+    def rhs(self) -> Tensor:
         """(P,) b."""
-        return torch.stack([self.linearize(part).vjp(w) for part, w in self.score_weights(weights)]).sum(0)
+        return self._weighted_scores(self.score_weights())
+
+    def rhs_noise(self, signs: Tensor) -> Tensor:
+        """(P,) Σ_i sign_i · (what sample i moves b by, to first order), for signed weights (n,).
+
+        With the mean loss as baseline that is a covariance: (U_i − mean U)(S_i − mean S).
+        """
+        if self.baseline is not True:
+            return self._weighted_scores(self.score_weights(signs))
+        moved = signs * self._centred_losses()
+        moved = moved - self.weights * moved.sum() / self.weights.sum()
+        return self._weighted_scores([(part, moved[part.trajectory_index]) for part in self.parts])
+
+    def _centred_losses(self) -> Tensor:
+        losses = self.losses.detach()
+        return centre(losses, self.weights, self.is_sample) if self.baseline is True else losses
+
+    def _weighted_scores(self, weights: list[tuple[Trajectories, Tensor]]) -> Tensor:
+        return torch.stack([self.linearize(part).vjp(steps) for part, steps in weights]).sum(0)
 
     def responses(self, direction: Tensor) -> Tensor:
-        """(T,) S_{0:h}·direction on the cross trajectories, less its mean over them unless baselines are off.
+        """(T,) S_{0:h}·direction on the cross trajectories."""
+        return prefix_sum(self.linearize(self.cross).jvp(direction), self.cross.offsets)
 
-        E[S_{0:h}] = 0, so the mean only carries noise: Σ γ^h ∇r times it. A trajectory that has ended keeps its last
-        S in the mean (a stopped martingale has mean zero too); a sample leaves the trajectory itself out, which keeps
-        the cross term unbiased.
+    def cross_term(self, direction: Tensor) -> Tensor:
+        """(R,) Cᵀ·direction, (P,) -> (R,).
+
+        Unless baselines are off, S_{0:h} is taken less its mean over the trajectories: E[S_{0:h}] = 0, so the mean only
+        carries noise, Σ γ^h ∇r times it. A trajectory that has ended keeps its last S in the mean (a stopped martingale
+        has mean zero too); a sample leaves the trajectory itself out, which keeps the cross term unbiased.
         """
-        raw = prefix_sum(self.linearize(self.cross).jvp(direction), self.cross.offsets)
-        return raw - _mean_of_others(raw, self.cross) if self.baseline else raw
+        responses = self.responses(direction)
+        if self.baseline:
+            responses = responses - _mean_of_others(responses, self.cross)
+        return self._reward_gradient(self.cross, self.cross.weights, responses)
 
-    def cross_term(self, responses: Tensor, weights: Tensor | None = None) -> Tensor:
-        """(R,) Cᵀw from `responses(w)` (T,)."""
-        return self._reward_gradient(self.cross, responses, weights)
+    def cross_noise(self, direction: Tensor, signs: Tensor) -> Tensor:
+        """(R,) Σ_i sign_i · (what trajectory i moves `cross_term` by, to first order), for signed weights (N,).
 
-    def value_gradient(self, trajectories: Trajectories, weights: Tensor | None = None) -> Tensor:
+        In the centred term that is through its own S and through the mean that the others are taken less.
+        """
+        responses = self.responses(direction)
+        if not self.baseline:
+            return self._reward_gradient(self.cross, signs, responses)
+        cross = self.cross
+        mean = _sums_at_each_time(responses, cross, cross.weights) / cross.weights.sum()
+        moved = _sums_at_each_time(responses, cross, signs)
+        own = self._reward_gradient(cross, signs, responses - mean)
+        return own - self._reward_gradient(cross, cross.weights, moved)
+
+    def value_gradient(self, trajectories: Trajectories) -> Tensor:
         """(R,) ∂V/∂ν at the policy that the trajectories are from."""
-        return self._reward_gradient(trajectories, torch.ones_like(trajectories.step_weights), weights)
+        return self._reward_gradient(trajectories, trajectories.weights, torch.ones_like(trajectories.step_weights))
+
+    def rewards(self, trajectories: Trajectories) -> Tensor:
+        """(T,) r_ν(s_t, a_t), without a graph."""
+        return self.reward.run(reward_values, trajectories, chunk_steps=self.chunk_steps)
 
     def reward_gradient(self, trajectories: Trajectories, coefficients: Tensor) -> Tensor:
         """(R,) ∇_ν Σ_t coefficient_t · r_ν(s_t, a_t)."""
-        return reward_vjp(
-            self.reward, trajectories, coefficients, list(self.reward_params), chunk_steps=self.chunk_steps
-        )
+        params = self.reward.params
+        return self.reward.run(reward_vjp, trajectories, coefficients, params, chunk_steps=self.chunk_steps)
 
     def discounts(self, trajectories: Trajectories) -> Tensor:
         """(T,) γ^h."""
         return self.discount ** trajectories.time.to(self.losses.dtype)
 
-    def _reward_gradient(self, trajectories: Trajectories, factors: Tensor, weights: Tensor | None) -> Tensor:
-        each = trajectories.weights if weights is None else weights
-        steps = each[trajectories.trajectory_index] * self.discounts(trajectories) * factors
+    def _reward_gradient(self, trajectories: Trajectories, weights: Tensor, factors: Tensor) -> Tensor:
+        """(R,) Σ_i weight_i Σ_h γ^h factor_h ∇_ν r_h."""
+        steps = weights[trajectories.trajectory_index] * self.discounts(trajectories) * factors
         return self.reward_gradient(trajectories, steps)
 
     def _step_baseline(self, part: Trajectories) -> Tensor:
@@ -151,16 +191,20 @@ class Problem:
 
 def _mean_of_others(values: Tensor, trajectories: Trajectories) -> Tensor:
     """(T,) at each step, the mean over trajectories of their value at that time, or of their last one if they ended."""
-    number, lengths, index = trajectories.num_trajectories, trajectories.lengths, trajectories.trajectory_index
-    if number < 2 and trajectories.is_sample:
+    if not trajectories.is_sample:
+        return _sums_at_each_time(values, trajectories, trajectories.weights) / trajectories.weights.sum()
+    number = trajectories.num_trajectories
+    if number < 2:
         return torch.zeros_like(values)
+    return (_sums_at_each_time(values, trajectories, torch.ones_like(trajectories.weights)) - values) / (number - 1)
+
+
+def _sums_at_each_time(values: Tensor, trajectories: Trajectories, weights: Tensor) -> Tensor:
+    """(T,) at each step, Σ_i weight_i · (trajectory i's value at that time, or its last one if it has ended)."""
+    lengths, index, time = trajectories.lengths, trajectories.trajectory_index, trajectories.time
     horizon = int(lengths.max())
-    weights = torch.ones_like(trajectories.weights) if trajectories.is_sample else trajectories.weights
     weighted = weights[index] * values
-    running = values.new_zeros(horizon).index_add(0, trajectories.time, weighted)
-    is_last = trajectories.time == lengths[index] - 1
+    running = values.new_zeros(horizon).index_add(0, time, weighted)
+    is_last = time == lengths[index] - 1
     ended = values.new_zeros(horizon + 1).index_add(0, lengths[index][is_last], weighted[is_last])
-    total = (running + ended[:horizon].cumsum(0))[trajectories.time]
-    if trajectories.is_sample:
-        return (total - values) / (number - 1)
-    return total / weights.sum()
+    return (running + ended[:horizon].cumsum(0))[time]

@@ -30,8 +30,8 @@ class HPGD:
     """Hyper policy gradient descent (Thoma et al., NeurIPS 2024): E[(U − base) Σ_h (∇Q* − ∇V*)(s_h, a_h)] / τ.
 
     ∇Q* and ∇V* are averaged over the visits of the lower trajectories to the same state and action, and to the same state,
-    so it needs states that recur: a tabular problem. With independent lower and upper data it is unbiased up to the
-    averages' own denominators. Lower trajectories must be long, since the discounted sums end with them.
+    so it needs states that recur with different actions: a tabular problem. With independent lower and upper data it is
+    unbiased up to the averages' own denominators. Lower trajectories must be long, since the discounted sums end with them.
     """
 
     temperature: float
@@ -44,12 +44,17 @@ class HPGD:
         """One backward pass through the reward, at the cross trajectories.
 
         Raises:
-            ValueError: no state–action pair of the upper data is visited by the lower trajectories.
+            ValueError: no state–action pair of the upper data is visited by the lower trajectories, or no state of theirs
+                with more than one action.
 
         Warns:
             HypergradientWarning: some of them are not; they are left out.
         """
-        lower, total = problem.cross, None
+        lower = problem.cross
+        total = torch.zeros_like(lower.step_weights)
+        _require_choice(
+            _groups((lower.observations,)), _groups((lower.observations,), (_columns(lower),)), "HPGD", "lower"
+        )
         for part, coefficients in problem.score_weights():
             states = _groups((part.observations, lower.observations))
             pairs = _groups((part.observations, lower.observations), (_columns(part), _columns(lower)))
@@ -59,14 +64,11 @@ class HPGD:
             known = mass > 0
             _check_visits(known, coefficients)
             kept = torch.where(known, coefficients, 0.0)
-            share = torch.zeros_like(weights)
             for groups, sign in ((pairs, 1.0), (states, -1.0)):
                 wanted = _sum_by(groups[:steps], kept, groups)
                 here = _sum_by(groups[steps:], weights, groups)
                 ratio = wanted / torch.where(here > 0, here, 1.0)
-                share = share + sign * weights * ratio[groups[steps:]]
-            total = share if total is None else total + share
-        assert total is not None
+                total = total + sign * weights * ratio[groups[steps:]]
         along = _discounted_prefix(total / self.temperature, problem.discount, lower)
         return Outcome(problem.reward_gradient(lower, along))
 
@@ -75,21 +77,24 @@ class HPGD:
 class BCHG:
     """BC-HG (ICAPS 2026): E[Σ_h A_h Σ_{k≥h} γ^{k−h} ∇_ν r(s_k, a_k)] / τ, along the upper trajectories themselves.
 
-    No state need recur if the advantages are given, say by a critic. Left out, they are averages of U over the visits to the
-    same time, state and action: exact on an enumeration; on a sample, biased by each visit's part in its own average.
+    No state need recur if the advantages are given, say by a critic. Left out, they are differences of averages of U over
+    the visits to the same time, state and action, and to the same time and state: exact on an enumeration. On a sample
+    each visit is left out of its own averages, and one whose time, state and action no other sample shares counts for
+    nothing, which shrinks the estimate where visits are few.
     """
 
     temperature: float
     """τ of the lower level, in units of reward per nat."""
     advantages: Callable[[Trajectories], Tensor] | None = None
-    """trajectories -> (T,) A_h = E[U | h, s_h, a_h] − E[U | h, s_h] of the upper loss."""
+    """trajectories -> (T,) A_h = E[U | h, s_h, a_h] − E[U | h, s_h] of the upper loss; asked for first and second of pairs
+    one after the other."""
 
     def __post_init__(self) -> None:
         _check_temperature(self.temperature)
 
     def implicit(self, problem: Problem, x0: Tensor | None) -> Outcome:
         """One backward pass through the reward for each of a sample's trajectories."""
-        return Outcome(_advantage_estimate(problem, self.temperature, self.advantages, problem.discount))
+        return Outcome(_advantage_estimate(problem, self, problem.discount))
 
 
 @dataclass(frozen=True)
@@ -109,43 +114,52 @@ class SoBiRL:
 
     def implicit(self, problem: Problem, x0: Tensor | None) -> Outcome:
         """One backward pass through the reward for each of a sample's trajectories."""
-        return Outcome(_advantage_estimate(problem, self.temperature, self.advantages, 0.0))
+        return Outcome(_advantage_estimate(problem, self, 0.0))
 
 
-def _advantage_estimate(
-    problem: Problem, temperature: float, advantages: Callable[[Trajectories], Tensor] | None, discount: float
-) -> Tensor:
+def _advantage_estimate(problem: Problem, estimator: BCHG | SoBiRL, discount: float) -> Tensor:
     """(R,) E[Σ_h A_h Σ_{k≥h} discount^{k−h} ∇_ν r_k] / τ."""
-    total: Tensor | None = None
+    terms = []
     for part in problem.parts:
         weights = problem.weights[part.trajectory_index]
-        if advantages is None:
-            values = _averaged_advantages(part, weights, problem.losses.detach())
+        if estimator.advantages is None:
+            values = _averaged_advantages(problem, part, weights, type(estimator).__name__)
         else:
-            values = advantages(part)
+            values = estimator.advantages(part)
             if not isinstance(values, Tensor) or values.shape != (part.num_steps,):
                 came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise ValueError(f"advantages(trajectories) must return shape (T,) = ({part.num_steps},), got {came}")
             require_finite("advantages(trajectories)", values.detach())
-        along = _discounted_prefix(weights * values.detach() / temperature, discount, part)
-        term = problem.reward_gradient(part, along)
-        total = term if total is None else total + term
-    assert total is not None
-    return total
+        along = _discounted_prefix(weights * values.detach() / estimator.temperature, discount, part)
+        terms.append(problem.reward_gradient(part, along))
+    return torch.stack(terms).sum(0)
 
 
-def _averaged_advantages(part: Trajectories, weights: Tensor, losses: Tensor) -> Tensor:
-    """(T,) E[U | h, s, a] − E[U | h, s] by averages over equal (h, s, a) and (h, s)."""
-    values = losses[part.trajectory_index]
+def _averaged_advantages(problem: Problem, part: Trajectories, weights: Tensor, name: str) -> Tensor:
+    """(T,) E[U | h, s, a] − E[U | h, s] by averages over equal (h, s, a) and (h, s), a sample's own U left out."""
+    values = problem.losses.detach()[part.trajectory_index]
     time = part.time.unsqueeze(-1).to(torch.float64)
     states = _groups((part.observations,), (time,))
     pairs = _groups((part.observations,), (time,), (_columns(part),))
-    result = torch.zeros_like(values)
+    _require_choice(states, pairs, name, "upper")
+    result, own = torch.zeros_like(values), weights if problem.is_sample else torch.zeros_like(weights)
+    alone = torch.zeros_like(values, dtype=torch.bool)
     for groups, sign in ((pairs, 1.0), (states, -1.0)):
-        mass = _sum_by(groups, weights, groups)
-        mean = _sum_by(groups, weights * values, groups) / torch.where(mass != 0, mass, 1.0)
-        result = result + sign * mean[groups]
-    return result
+        mass = _sum_by(groups, weights, groups)[groups] - own
+        total = _sum_by(groups, weights * values, groups)[groups] - own * values
+        # What is left of one visit's weight after taking it off is rounding.
+        alone |= mass.abs() < 0.5 * weights.abs() if problem.is_sample else mass == 0
+        result = result + sign * total / torch.where(alone, 1.0, mass)
+    return torch.where(alone, 0.0, result)
+
+
+def _require_choice(states: Tensor, pairs: Tensor, name: str, role: str) -> None:
+    """Refuse data in which no state is seen with two actions: every difference between them would be zero."""
+    if states.numel() and int(states.max()) == int(pairs.max()):
+        raise ValueError(
+            f"{name} compares actions taken in the same state, but in {role} no state recurs with another action: "
+            "use BCHG with advantages, or hypergradient's curvature"
+        )
 
 
 def _groups(*columns: tuple[Tensor, ...]) -> Tensor:
@@ -155,12 +169,14 @@ def _groups(*columns: tuple[Tensor, ...]) -> Tensor:
 
 
 def _columns(trajectories: Trajectories) -> Tensor:
-    return trajectories.actions.reshape(trajectories.num_steps, -1)
+    actions = trajectories.actions
+    return actions.unsqueeze(-1) if actions.dim() == 1 else actions
 
 
 def _sum_by(groups: Tensor, values: Tensor, every: Tensor) -> Tensor:
     """(G,) sums of `values` by group, G the number of groups among `every`."""
-    return values.new_zeros(int(every.max()) + 1).index_add(0, groups, values)
+    number = int(every.max()) + 1 if every.numel() else 0
+    return values.new_zeros(number).index_add(0, groups, values)
 
 
 def _discounted_prefix(values: Tensor, discount: float, trajectories: Trajectories) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,11 @@ from ...ops import prefix_sum
 from ...trajectories import Trajectories
 from ..flat import flat_grad, gradients
 from ..modules import CapturedPolicy, chunks, evaluate_reward
+from ..result import HypergradientWarning
 from .base import Outcome
 from .problem import Problem
+
+_LEAST_EFFECTIVE = 0.3
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class Unrolled:
     """L2 weight of the lower objective."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps must be a whole number, at least 1, got {self.steps!r}")
         if not 0 < self.step_size < float("inf"):
             raise ValueError(f"step_size must be positive and finite, got {self.step_size}")
         for name in ("temperature", "damping"):
@@ -44,11 +48,12 @@ class Unrolled:
 
     def implicit(self, problem: Problem, x0: Tensor | None) -> Outcome:
         """K differentiable gradients of the lower value, then one backward pass through all of them."""
-        lower = problem.lower
-        policy = CapturedPolicy(problem.policy)
+        if problem.cross is not problem.lower or problem.chunk_steps is not None:
+            raise ValueError("Unrolled takes its steps on lower as a whole: leave out cross and chunk_steps")
+        lower, policy = problem.lower, problem.policy
         start = theta = policy.params
-        discounts = problem.discount ** lower.time.to(problem.losses.dtype)
-        rewards = evaluate_reward(problem.reward, lower)
+        discounts = problem.discounts(lower)
+        rewards = problem.reward.run(evaluate_reward, lower)
         before = _log_prob(policy, start, lower).detach()
         for _ in range(self.steps):
             log_prob = _log_prob(policy, theta, lower)
@@ -67,7 +72,24 @@ class Unrolled:
             w * shift.exp()[part.trajectory_index]
             for part, (_, w) in zip(problem.parts, problem.score_weights(), strict=True)
         ]
-        return Outcome(flat_grad(after, problem.reward_params, weights))
+        moved = lower.sum_steps(_log_prob(policy, theta, lower).detach() - before)
+        _warn_if_far(((lower.weights, moved), (problem.weights, shift)))
+        return Outcome(flat_grad(after, problem.reward.params, weights))
+
+
+def _warn_if_far(changes: tuple[tuple[Tensor, Tensor], ...]) -> None:
+    """Say so if reweighting by exp(log-ratio) (n,) leaves little of the weights (n,)."""
+    for weights, log_ratio in changes:
+        ratio = (log_ratio - log_ratio.max()).exp()
+        share = float((weights * ratio).sum() ** 2 / (weights.sum() * (weights * ratio**2).sum()))
+        if not share > _LEAST_EFFECTIVE:
+            warnings.warn(
+                f"the unrolled steps move the policy so far that reweighting leaves an effective {share:.0%} of the sample: "
+                "take fewer or smaller steps, or draw trajectories from a policy that is nearer to the optimum",
+                HypergradientWarning,
+                stacklevel=6,
+            )
+            return
 
 
 def _log_prob(policy: CapturedPolicy, params: list[Tensor], trajectories: Trajectories) -> Tensor:
