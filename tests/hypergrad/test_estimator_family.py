@@ -169,3 +169,142 @@ def test_zero_order_is_within_its_own_standard_error():
     assert z.abs().max() < 5
     assert 0.5 < z.square().mean() < 2
     assert torch.cosine_similarity(result.total, expected, dim=0) > 0.7
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+@pytest.mark.parametrize("states", [2, 3], ids=["preferences", "utility"])
+def test_unrolling_off_the_optimum_is_the_derivative_of_its_own_steps(states, baseline):
+    """Finite differences of L after four ascent steps on the exact value, from a policy that is not at the optimum."""
+    problem = Enumerated(terminal=True, temperature=0.2, damping=0.1, states=states)
+    theta = torch.randn(problem.num_params, generator=torch.Generator().manual_seed(1), dtype=DTYPE)
+    problem.put(theta)
+    if states == 2:
+        data, loss = preference_pairs(problem, theta)[0], parl.PreferenceLoss()
+        number = torch.arange(len(problem.dynamics))
+        first, second = (i.reshape(-1) for i in torch.meshgrid(number, number, indexing="ij"))
+    else:
+        data, loss = problem.trajectories(theta), utility_loss(problem)[0]
+    fixed = loss.per_sample(problem.reward, data).detach()
+
+    def after_steps():
+        moved = theta
+        for _ in range(4):
+            moved = moved.detach().requires_grad_()
+            (ascent,) = torch.autograd.grad(problem.value(moved, problem.reward), moved)
+            moved = moved + 0.7 * ascent
+        with torch.no_grad():
+            probabilities = problem.probabilities(moved)
+            joint = probabilities[first] * probabilities[second] if states == 2 else probabilities
+            return float(joint @ fixed)
+
+    expected = torch.zeros_like(problem.reward.table)
+    for place in torch.cartesian_prod(*map(torch.arange, expected.shape)).tolist():
+        ends = []
+        for step in (1e-5, -2e-5):
+            with torch.no_grad():
+                problem.reward.table[tuple(place)] += step
+            ends.append(after_steps())
+        with torch.no_grad():
+            problem.reward.table[tuple(place)] += 1e-5
+        expected[tuple(place)] = (ends[0] - ends[1]) / 2e-5
+    result = parl.hypergradient(
+        problem.policy,
+        problem.reward,
+        problem.trajectories(theta),
+        data,
+        loss=loss,
+        discount=problem.discount,
+        estimator=parl.Unrolled(4, 0.7, temperature=0.2, damping=0.1),
+        baseline=baseline,
+    )
+    assert relative(result.implicit, expected.detach().reshape(-1)) < 1e-7
+
+
+def test_unrolling_too_far_warns():
+    problem, theta, loss, _ = soft_problem()
+    away = theta + torch.randn(theta.shape, generator=torch.Generator().manual_seed(0), dtype=DTYPE)
+    problem.put(away)
+    try:
+        with pytest.warns(parl.HypergradientWarning, match=r"effective .* of the sample") as caught:
+            call(problem, away, loss, estimator=parl.Unrolled(5, 50.0, temperature=TEMPERATURE))
+        assert caught[0].filename == __file__
+    finally:
+        problem.put(theta)
+    with pytest.raises(ValueError, match="leave out cross and chunk_steps"):
+        call(problem, theta, loss, estimator=parl.Unrolled(2, 0.1), chunk_steps=4)
+    with pytest.raises(ValueError, match="whole number"):
+        parl.Unrolled(1.5, 0.1)
+
+
+@pytest.mark.parametrize("estimator", [parl.HPGD(TEMPERATURE), parl.BCHG(TEMPERATURE)], ids=lambda e: type(e).__name__)
+def test_closed_forms_on_samples_agree_with_the_exact_vector(estimator):
+    """200 batches of 300; coordinates of the mean within 5 of its standard errors plus 5% for the visits that are alone."""
+    problem, theta, _, _ = soft_problem()
+    utility, probabilities = true_utility(problem), problem.probabilities(theta)
+    every = parl.Trajectories(problem.observations, problem.actions, problem.offsets)
+    exact = call(problem, theta, utility_loss(problem)[0], estimator=estimator).implicit
+    generator = torch.Generator().manual_seed(0)
+
+    def draw():
+        index = torch.multinomial(probabilities, 300, replacement=True, generator=generator)
+        return every.select(index), index
+
+    found = []
+    for _ in range(200):
+        (lower, _), (upper, index) = draw(), draw()
+
+        def fn(reward, trajectories, index=index):
+            returns = trajectories.sum_steps(reward(trajectories.observations, trajectories.actions))
+            return -utility[index] + 0.05 * returns**2
+
+        found.append(
+            parl.hypergradient(
+                problem.policy,
+                problem.reward,
+                lower,
+                upper,
+                loss=parl.TrajectoryLoss(fn),
+                discount=problem.discount,
+                estimator=estimator,
+            ).implicit
+        )
+    mean = torch.stack(found).mean(0)
+    spread = torch.stack(found).std(0) / len(found) ** 0.5
+    assert ((mean - exact).abs() < 5 * spread + 0.05 * exact.norm()).all()
+    assert relative(mean, exact) < 0.1
+
+
+@pytest.mark.parametrize(
+    "estimator", [parl.HPGD(0.1), parl.BCHG(0.1), parl.SoBiRL(0.1)], ids=lambda e: type(e).__name__
+)
+def test_closed_forms_refuse_data_without_recurring_states(estimator):
+    torch.manual_seed(0)
+    policy = parl.policies.GaussianPolicy(3, 2, hidden=(4,))
+    reward = parl.rewards.RewardEnsemble(3, 2, hidden=(4,))
+    observations = torch.randn(20, 3)
+    data = parl.Trajectories(observations, policy.sample(observations)[0].detach(), torch.arange(0, 21, 4))
+    loss = parl.TrajectoryLoss(lambda r, t: t.sum_steps(r(t.observations, t.actions)))
+    with pytest.raises(ValueError, match="no state recurs"):
+        parl.hypergradient(policy, reward, data, data, loss=loss, discount=0.9, estimator=estimator)
+
+
+@pytest.mark.filterwarnings("ignore::parl_core.HypergradientWarning")
+@pytest.mark.parametrize(
+    "estimator",
+    [parl.HPGD(TEMPERATURE), parl.BCHG(TEMPERATURE), parl.SoBiRL(TEMPERATURE)],
+    ids=lambda e: type(e).__name__,
+)
+def test_closed_forms_of_empty_upper_trajectories_are_zero(estimator):
+    problem, theta, _, _ = soft_problem()
+    none = torch.zeros(0, dtype=torch.int64)
+    empty = parl.Trajectories(problem.observations[none], problem.actions[none], torch.zeros(4, dtype=torch.int64))
+    result = parl.hypergradient(
+        problem.policy,
+        problem.reward,
+        problem.trajectories(theta),
+        empty,
+        loss=parl.TrajectoryLoss(lambda r, t: torch.tensor([1.0, 2.0, 4.0], dtype=DTYPE)),
+        discount=problem.discount,
+        estimator=estimator,
+    )
+    assert not result.implicit.any()

@@ -256,9 +256,56 @@ def test_leave_one_out_baseline_is_unbiased_for_a_sample():
         (dict(policy=nn.Linear(2, 2)), TypeError, "log_prob"),
         (dict(loss=parl.PreferenceLoss()), TypeError, "PreferencePairs"),
         (dict(regularizer=lambda reward: reward.table), ValueError, "scalar"),
+        (dict(baseline="mean"), TypeError, "baseline must be True, False or a function"),
+        (dict(error_probes=1.5), ValueError, "error_probes must be a whole number"),
+        (dict(loss=parl.TrajectoryLoss(lambda r, t: torch.ones(t.num_trajectories, 1))), ValueError, r"shape \(N,\)"),
+        (dict(curvature=None, estimator=parl.DirectOnly(), folds=3), ValueError, "folds serve a product"),
+        (
+            dict(curvature=None, estimator=parl.DirectOnly(), x0=torch.zeros(1)),
+            ValueError,
+            "x0 is the start of a solve",
+        ),
+        (
+            dict(curvature=None, estimator=parl.DirectOnly(), error_probes=1),
+            ValueError,
+            "error_probes serve a curvature",
+        ),
     ],
 )
 def test_bad_arguments_are_named(change, error, words):
+    check_refused(change, error, words)
+
+
+class OwnLoss:
+    """A loss of the user's own, with its parts of its own."""
+
+    def __init__(self, losses, parts):
+        self.losses, self.parts = losses, parts
+
+    def per_sample(self, reward, data):
+        return self.losses
+
+    def trajectories(self, data):
+        return self.parts(data)
+
+
+EVERY = len(Enumerated().dynamics)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (dict(loss=OwnLoss(torch.ones(EVERY, 1), lambda d: (d,))), ValueError, "loss must give real numbers of shape"),
+        (dict(loss=OwnLoss(torch.ones(EVERY, dtype=torch.int64), lambda d: (d,))), ValueError, "got torch.int64"),
+        (dict(loss=OwnLoss(torch.ones(EVERY), lambda d: ())), ValueError, "at least one Trajectories"),
+        (dict(loss=OwnLoss(torch.ones(EVERY), lambda d: (d.select(torch.arange(3)),))), ValueError, "got 3"),
+    ],
+)
+def test_bad_losses_are_named(change, error, words):
+    check_refused(change, error, words)
+
+
+def check_refused(change, error, words):
     problem = Enumerated(damping=0.1)
     trajectories = problem.trajectories(torch.zeros(problem.num_params, dtype=DTYPE))
     arguments = dict(

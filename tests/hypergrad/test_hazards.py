@@ -181,3 +181,29 @@ def test_the_warning_points_at_the_caller():
     with pytest.warns(parl.HypergradientWarning, match="MAX_ITERATIONS") as caught:
         parl.hypergradient(policy, reward, lower, upper, **options)
     assert caught[0].filename == __file__
+
+
+def test_hooks_on_the_reward_wait_for_backward():
+    policy, reward, lower, upper, options = problem()
+    expected = parl.hypergradient(policy, reward, lower, upper, **options)
+    for parameter in reward.parameters():
+        parameter.register_hook(lambda gradient: 0.1 * gradient)
+    result = parl.hypergradient(
+        policy, reward, lower, upper, regularizer=lambda r: next(r.parameters()).sum(), **options
+    )
+    for name in ("direct", "implicit"):
+        torch.testing.assert_close(getattr(result, name), getattr(expected, name), rtol=0, atol=0)
+    assert result.regularizer.sum() == next(reward.parameters()).numel()
+    result.backward()
+    found = torch.cat([p.grad.reshape(-1) for p in reward.parameters()])
+    torch.testing.assert_close(found, 0.1 * result.total)
+
+
+def test_a_parameter_of_both_levels_is_refused():
+    policy, reward, lower, upper, options = problem()
+    reward.shared = policy.network[0]
+    with pytest.raises(ValueError, match=r"policy's 'network.0.weight' and reward's 'shared.weight' are the same"):
+        parl.hypergradient(policy, reward, lower, upper, **options)
+    for parameter in reward.shared.parameters():
+        parameter.requires_grad_(False)
+    parl.hypergradient(policy, reward, lower, upper, **options)

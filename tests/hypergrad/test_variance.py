@@ -80,10 +80,30 @@ def test_cross_fitting_is_unbiased_and_a_shared_sample_is_not(tiny):
     assert relative(shared, exact) > 0.2
 
 
-def test_two_folds_suffice_for_an_independent_upper_batch():
+@pytest.fixture(scope="module")
+def smallest():
+    """Four trajectories of one step, and a curvature that depends on the data."""
+    return Sampled(damping=0.1, states=2, horizon=1), dict(
+        curvature=parl.ScoreHessian(damping=2.0), solver=parl.Dense()
+    )
+
+
+def test_three_folds_take_each_factor_from_its_own(smallest):
+    """One batch for all: the expectation is that of b, H and C from three independent batches of one trajectory."""
+    small, options = smallest
+    separate = small.expectation(
+        1,
+        lambda first, _: small.expectation(
+            1, lambda second, _: small.call(first, small.exact, every(small), cross=second, **options).implicit
+        ),
+    )
+    fitted = small.expectation(3, lambda t, i: small.call(t, t, i, folds=3, **options).implicit)
+    torch.testing.assert_close(fitted, separate, rtol=1e-9, atol=1e-12)
+
+
+def test_two_folds_suffice_for_an_independent_upper_batch(smallest):
     """The expectation is then that of H and C from batches of one trajectory each, with b exact."""
-    small = Sampled(damping=0.1, states=2, horizon=1)
-    options = dict(curvature=parl.ScoreHessian(damping=2.0), solver=parl.Dense())
+    small, options = smallest
     separate = small.expectation(
         1,
         lambda first, _: small.expectation(
@@ -97,6 +117,28 @@ def test_two_folds_suffice_for_an_independent_upper_batch():
         ),
     )
     torch.testing.assert_close(fitted, separate, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::parl_core.HypergradientWarning")
+def test_the_solution_of_folds_is_their_worst_and_their_sum():
+    """One iteration is not enough for the third of them."""
+    sampled = Sampled(damping=0.3)
+    data, index = sampled.draw(40, torch.Generator().manual_seed(3))
+    solutions = []
+
+    def solver(operator, rhs, x0=None):
+        limit = 1 if len(solutions) == 2 else 200
+        solutions.append(parl.CG(rtol=1e-6, max_iterations=limit)(operator, rhs, x0))
+        return solutions[-1]
+
+    options = dict(curvature=parl.ScoreHessian(damping=0.3), solver=solver, folds=4)
+    result = sampled.call(data, data, index, **options)
+    assert len({solution.status for solution in solutions}) > 1
+    assert not result.solution.status.ok
+    assert float(result.solution.residuals[-1]) == max(float(s.residuals[-1]) for s in solutions)
+    assert result.solution.products == sum(s.products for s in solutions)
+    assert result.solution.cost == pytest.approx(sum(s.cost for s in solutions))
+    torch.testing.assert_close(result.solution.value, torch.stack([s.value for s in solutions]).mean(0))
 
 
 @pytest.mark.parametrize(
