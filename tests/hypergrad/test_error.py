@@ -281,3 +281,28 @@ def test_nothing_is_estimated_unless_asked_and_the_summary_says_what_was():
                 error_probes=probes,
                 **chosen,
             )
+
+
+def test_a_newton_step_that_is_far_too_long_still_gives_a_number():
+    """An untrained policy and little damping, in float32: a whole step would overflow the density ratios."""
+    torch.manual_seed(1)
+    policy = parl.policies.GaussianPolicy(3, 2, hidden=(16,))
+    reward = parl.rewards.RewardEnsemble(3, 2, hidden=(16,))
+
+    def data(number):
+        observations = torch.randn(10 * number, 3)
+        return parl.Trajectories(observations, policy.sample(observations)[0], torch.arange(0, 10 * number + 1, 10))
+
+    result = parl.hypergradient(
+        policy,
+        reward,
+        data(32),
+        parl.PreferencePairs(data(8), data(8), torch.randint(2, (8,)).float()),
+        loss=parl.PreferenceLoss(),
+        discount=0.99,
+        curvature=parl.Fisher(0.1, damping=0.01),
+        solver=parl.CG(rtol=1e-3, max_iterations=500),
+        error_probes=2,
+    )
+    assert torch.isfinite(result.error.lower_bias).all()
+    assert result.error.lower_bias.norm() > result.total.norm()

@@ -238,7 +238,7 @@ def test_unrolling_too_far_warns():
 
 @pytest.mark.parametrize("estimator", [parl.HPGD(TEMPERATURE), parl.BCHG(TEMPERATURE)], ids=lambda e: type(e).__name__)
 def test_closed_forms_on_samples_agree_with_the_exact_vector(estimator):
-    """200 batches of 300; coordinates of the mean within 5 of its standard errors plus 5% for the visits that are alone."""
+    """200 batches of 300; coordinates of the mean within 5 of its standard errors plus 5% for the averages."""
     problem, theta, _, _ = soft_problem()
     utility, probabilities = true_utility(problem), problem.probabilities(theta)
     every = parl.Trajectories(problem.observations, problem.actions, problem.offsets)

@@ -78,9 +78,8 @@ class BCHG:
     """BC-HG (ICAPS 2026): E[Σ_h A_h Σ_{k≥h} γ^{k−h} ∇_ν r(s_k, a_k)] / τ, along the upper trajectories themselves.
 
     No state need recur if the advantages are given, say by a critic. Left out, they are differences of averages of U over
-    the visits to the same time, state and action, and to the same time and state: exact on an enumeration. On a sample
-    each visit is left out of its own averages, and one whose time, state and action no other sample shares counts for
-    nothing, which shrinks the estimate where visits are few.
+    the visits to the same time, state and action, and to the same time and state: exact on an enumeration; on a sample,
+    biased by each visit's part in its own averages (a few percent at some tens of visits each).
     """
 
     temperature: float
@@ -136,21 +135,18 @@ def _advantage_estimate(problem: Problem, estimator: BCHG | SoBiRL, discount: fl
 
 
 def _averaged_advantages(problem: Problem, part: Trajectories, weights: Tensor, name: str) -> Tensor:
-    """(T,) E[U | h, s, a] − E[U | h, s] by averages over equal (h, s, a) and (h, s), a sample's own U left out."""
+    """(T,) E[U | h, s, a] − E[U | h, s] by averages over equal (h, s, a) and (h, s)."""
     values = problem.losses.detach()[part.trajectory_index]
     time = part.time.unsqueeze(-1).to(torch.float64)
     states = _groups((part.observations,), (time,))
     pairs = _groups((part.observations,), (time,), (_columns(part),))
     _require_choice(states, pairs, name, "upper")
-    result, own = torch.zeros_like(values), weights if problem.is_sample else torch.zeros_like(weights)
-    alone = torch.zeros_like(values, dtype=torch.bool)
+    result = torch.zeros_like(values)
     for groups, sign in ((pairs, 1.0), (states, -1.0)):
-        mass = _sum_by(groups, weights, groups)[groups] - own
-        total = _sum_by(groups, weights * values, groups)[groups] - own * values
-        # What is left of one visit's weight after taking it off is rounding.
-        alone |= mass.abs() < 0.5 * weights.abs() if problem.is_sample else mass == 0
-        result = result + sign * total / torch.where(alone, 1.0, mass)
-    return torch.where(alone, 0.0, result)
+        mass = _sum_by(groups, weights, groups)
+        mean = _sum_by(groups, weights * values, groups) / torch.where(mass != 0, mass, 1.0)
+        result = result + sign * mean[groups]
+    return result
 
 
 def _require_choice(states: Tensor, pairs: Tensor, name: str, role: str) -> None:
