@@ -203,11 +203,24 @@ class CapturedPolicy:
 
     def distribution_params(self, chunk: Chunk) -> Tensor:
         """(T, k) of the chunk's steps."""
-        return self._on_steps("distribution_params", chunk, chunk.observations)
+        params = self._on_steps("distribution_params", chunk, chunk.observations)
+        count = chunk.end - chunk.start
+        if not isinstance(params, Tensor) or params.dim() != 2 or params.shape[0] != count:
+            raise ValueError(
+                f"policy.distribution_params must return shape (T, k) = ({count}, k), got {_came(params)}: several heads "
+                "go side by side in one row"
+            )
+        return params
 
     def params_fisher(self, params: Tensor, tangent: Tensor) -> Tensor:
         """(T, k), (T, k) -> (T, k)."""
-        return functional_call(self._method, self._state(), ("params_fisher", params, tangent))
+        product = functional_call(self._method, self._state(), ("params_fisher", params, tangent))
+        if not isinstance(product, Tensor) or product.shape != params.shape:
+            raise ValueError(
+                f"policy.params_fisher must return shape (T, k) = {tuple(params.shape)} as its arguments have, "
+                f"got {_came(product)}"
+            )
+        return product
 
     def _on_steps(self, method: str, chunk: Chunk, *args: Tensor) -> Tensor:
         kwargs = {"offsets": chunk.offsets} if self._takes_offsets[method] else {}
