@@ -11,6 +11,7 @@ from torch.func import functional_call, hessian, jacrev
 from torch.utils.flop_counter import FlopCounterMode
 
 import parl_core as parl
+from parl_core.hypergrad.chunk_graphs import is_unchanged
 from parl_core.models.policies import CategoricalPolicy, GaussianPolicy
 from tests.hypergrad.once import Squared
 
@@ -343,3 +344,45 @@ def test_a_params_fisher_of_another_shape_is_refused(bad):
     linear = parl.linearize(Wrong(3, 4).to(F64), trajectories)
     with pytest.raises(ValueError, match=r"params_fisher must return shape \(T, k\) = \(9, 4\)"):
         linear.fisher_vp(torch.ones(9, dtype=F64), torch.ones(linear.num_params, dtype=F64))
+
+
+def written_to_data(w):
+    w.data.mul_(2)
+    return w
+
+
+def written_to_numpy(w):
+    w.numpy()[:] *= 2
+    return w
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda w: w.mul_(2), written_to_data, written_to_numpy, lambda w: w[::2], lambda w: w.as_strided((9,), (2,))],
+    ids=["in place", "data", "numpy", "every second", "strided"],
+)
+def test_the_kept_graph_follows_the_weights(change):
+    """Whatever way the same memory comes to mean other weights, Hessian products are those of a fresh linearization."""
+    policy, trajectories = example("state")
+    linear = parl.linearize(policy, trajectories)
+    v = torch.randn(linear.num_params, dtype=F64)
+    memory = torch.randn(18, dtype=F64)
+    linear.hvp(memory[:9], v)
+    changed = change(memory)[:9]
+    torch.testing.assert_close(linear.hvp(changed, v), parl.linearize(policy, trajectories).hvp(changed, v))
+
+
+def test_unchanged_weights_are_told_by_memory_and_version():
+    memory = torch.randn(18)
+    w = memory[:9]
+    version = w._version
+    assert is_unchanged(w, version, w)
+    assert is_unchanged(w, version, memory[:9])
+    assert not is_unchanged(w, version, memory[9:])  # elsewhere
+    assert not is_unchanged(w, version, memory[:8])
+    assert not is_unchanged(w, version, memory[::2])  # the same place and shape
+    assert not is_unchanged(w, version, w.clone())
+    with torch.inference_mode():
+        assert not is_unchanged(w, version, torch.randn(9))
+    memory.mul_(2)
+    assert not is_unchanged(w, version, w)
