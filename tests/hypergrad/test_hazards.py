@@ -181,3 +181,24 @@ def test_the_warning_points_at_the_caller():
     with pytest.warns(parl.HypergradientWarning, match="MAX_ITERATIONS") as caught:
         parl.hypergradient(policy, reward, lower, upper, **options)
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("role", ["policy", "reward"])
+def test_modules_made_in_inference_mode_are_named(role):
+    with torch.inference_mode():
+        made, *_ = problem()[role == "reward" :]
+    policy, reward, lower, upper, options = problem(**{role: made})
+    with pytest.raises(ValueError, match=rf"{role} \(\w+\): '[\w.]+' was made in inference mode"):
+        parl.hypergradient(policy, reward, lower, upper, **options)
+    fresh = problem()[role == "reward"]
+    fresh.load_state_dict(made.state_dict())  # the way out that the message names
+    policy, reward, lower, upper, options = problem(**{role: fresh})
+    assert parl.hypergradient(policy, reward, lower, upper, **options).total.isfinite().all()
+
+
+def test_a_frozen_parameter_made_in_inference_mode_is_named():
+    policy, _, lower, *_ = problem()
+    with torch.inference_mode():
+        policy.network[0].bias = nn.Parameter(torch.zeros(4), requires_grad=False)
+    with pytest.raises(ValueError, match=r"'network\.0\.bias' was made in inference mode"):
+        parl.linearize(policy, lower)
