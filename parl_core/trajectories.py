@@ -47,6 +47,8 @@ class Trajectories:
                 f"actions must have shape (T, da) or (T,) with T = {observations.shape[0]} as in observations, "
                 f"got {_describe(actions)}"
             )
+        if actions.is_complex():
+            raise ValueError(f"actions must be real numbers, got {_describe(actions)}")
         check_offsets(offsets, observations.shape[0])
         for name, other in (("actions", actions), ("offsets", offsets)):
             if other.device != observations.device:
@@ -202,6 +204,10 @@ class PreferencePairs:
         for name, tensor in (("second", second.observations), ("labels", labels)):
             if tensor.device != first.observations.device:
                 raise ValueError(f"{name} is on {tensor.device}, but first is on {first.observations.device}")
+        for what in ("observations", "actions"):
+            one, other = getattr(first, what), getattr(second, what)
+            if one.dtype != other.dtype and (one.is_floating_point() or other.is_floating_point()):
+                raise ValueError(f"second.{what} must be {one.dtype} as those of first are, got {other.dtype}")
         require_finite("labels", labels)
         if ((labels < 0) | (labels > 1)).any():
             raise ValueError(

@@ -244,3 +244,21 @@ def test_bad_pairs_are_named(change, error, words):
     arguments = dict(first=example(), second=example(), labels=torch.zeros(3))
     with pytest.raises(error, match=words):
         PreferencePairs(**{**arguments, **change})
+
+
+def test_complex_actions_are_refused():
+    with pytest.raises(ValueError, match=r"actions must be real numbers, got complex64 of shape \(4, 1\)"):
+        Trajectories(torch.zeros(4, 2), torch.zeros(4, 1, dtype=torch.complex64), torch.tensor([0, 4]))
+
+
+@pytest.mark.parametrize("what", ["observations", "actions"])
+@pytest.mark.parametrize("other", [torch.float64, torch.int64])
+def test_pairs_of_mixed_dtypes_are_refused(what, other):
+    def segment(**dtypes):
+        observations = torch.zeros(4, 2, dtype=dtypes.get("observations", torch.float32))
+        actions = torch.zeros(4, 1, dtype=dtypes.get("actions", torch.float32))
+        return Trajectories(observations, actions, torch.tensor([0, 4]))
+
+    with pytest.raises(ValueError, match=rf"second\.{what} must be torch\.float32 as those of first are, got {other}"):
+        PreferencePairs(segment(), segment(**{what: other}), torch.tensor([1.0]))
+    PreferencePairs(segment(**{what: other}), segment(**{what: other}), torch.tensor([1.0]))

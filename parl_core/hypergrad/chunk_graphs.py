@@ -74,16 +74,26 @@ class ChunkGraphs:
         return flat_grad([head], params, [weighted], retain_graph=True)
 
     def _is_built_for(self, w: Tensor, cotangent: Tensor) -> bool:
-        """Whether the graph at hand is for this w; numbers are compared only where the host need not wait for them."""
-        if self._built_for is not None and not w.is_inference():
-            kept, version = self._built_for  # holding it keeps its memory from being given to another
-            if (kept.data_ptr(), kept.shape, version) == (w.data_ptr(), w.shape, w._version):
-                return kept.stride() == w.stride()
-        return w.device.type == "cpu" and torch.equal(cotangent.detach(), w)
+        """Whether the graph at hand is for this w.
+
+        On the CPU the numbers tell. Elsewhere the host would wait for them, so it is the memory and its version, which
+        do not see writes through `.data`.
+        """
+        if w.device.type == "cpu":
+            return torch.equal(cotangent.detach(), w)
+        return self._built_for is not None and is_unchanged(*self._built_for, w)
 
     def _build_vjp_graph(self, w: Tensor) -> tuple[Tensor, list[Tensor]]:
         cotangent = w.detach().clone().requires_grad_()
         return cotangent, _transpose(self.log_prob, self._policy.params, cotangent)
+
+
+def is_unchanged(kept: Tensor, version: int, w: Tensor) -> bool:
+    """Whether w is `kept` as it was at `version`, by its place in memory; `kept` is held, so that none takes its place."""
+    if w.is_inference():
+        return False
+    same_elements = (kept.data_ptr(), kept.shape, kept.stride()) == (w.data_ptr(), w.shape, w.stride())
+    return same_elements and version == w._version
 
 
 def _transpose(output: Tensor, params: list[Tensor], cotangent: Tensor) -> list[Tensor]:

@@ -89,8 +89,15 @@ def trainable_parameters(module: nn.Module, role: str) -> dict[str, nn.Parameter
     """The parameters of `module` that require a gradient, in the order of `named_parameters`.
 
     Raises:
-        ValueError: there is none, or they differ in dtype or device, or are not real floating-point numbers.
+        TypeError, ValueError: there is none, or they differ in dtype or device, or are not real floating-point numbers; any
+            parameter, trainable or not, was made in inference mode.
     """
+    for name, p in module.named_parameters():
+        if p.is_inference():
+            raise ValueError(
+                f"{role} ({type(module).__name__}): '{name}' was made in inference mode, and autograd cannot save it for "
+                "backward: build the module outside torch.inference_mode and load its state_dict there"
+            )
     params = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not params:
         raise ValueError(f"{role} ({type(module).__name__}) has no parameter that requires a gradient")

@@ -40,6 +40,10 @@ _CHUNKED = Costs(vjp=3 / 3, jvp=5 / 3, jvp_and_hvp=9 / 3, fisher_vp=7 / 3, score
 def linearize(policy: nn.Module, trajectories: Trajectories, *, chunk_steps: int | None = None) -> Linearization:
     """Linearise `policy.log_prob` at the policy's present parameters, on the steps of `trajectories`.
 
+    Trainable parameters and buffers are copied, and every call of the policy sees the buffers as they were: later changes
+    of either are not felt. Frozen parameters and the tensors of `trajectories` are not copied and must stay as they are
+    while products are taken; autograd notices a change in place only where a kept graph has saved the tensor.
+
     Args:
         policy: any module with `log_prob(observations, actions) -> (T,)`. The flat parameter vector (P,) holds its
             parameters that require a gradient, in the order of `named_parameters`. If it also offers
@@ -47,14 +51,15 @@ def linearize(policy: nn.Module, trajectories: Trajectories, *, chunk_steps: int
             actions; otherwise they use the actions taken. If `log_prob` or `distribution_params` has a parameter named
             `offsets`, it is given `trajectories.offsets` (N+1,) by keyword: a log-probability may then depend on what
             came before it in its trajectory. Parts of the data come as whole trajectories with offsets of their own.
+            Its numbers must be the same at every call, which is looked at on a few steps: dropout wants `policy.eval()`.
         trajectories: T steps in N trajectories.
         chunk_steps: None keeps the graphs of all steps, so that products are cheapest. A number keeps none: each
             product calls the policy on at most that many steps at once, and memory does not grow with T beyond a few
             (T,) vectors. A policy that takes `offsets` is only cut between trajectories, and a longer one stays whole.
 
     Raises:
-        TypeError, ValueError: no log_prob, a log_prob of the wrong shape, no trainable parameter, mixed dtypes, a
-            `chunk_steps` below 1.
+        TypeError, ValueError: no log_prob, a log_prob of the wrong shape or that changes from call to call, no trainable
+            parameter, mixed dtypes, a `chunk_steps` below 1.
         NonFiniteError: a log-probability is NaN or infinite.
     """
     return Linearization(policy, trajectories, chunk_steps)
@@ -80,6 +85,7 @@ class Linearization:
             parts = ((chunk, graphs.log_prob.detach()) for chunk, graphs in self._graphs())
             self._log_prob = gather_steps(parts, self._policy.params[0], trajectories.num_steps)
         require_finite("policy.log_prob(observations, actions)", self._log_prob)
+        self._policy.check_repeatable(self._trajectories, self._log_prob, chunk_steps)
 
     @property
     def num_params(self) -> int:

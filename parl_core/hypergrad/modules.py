@@ -20,6 +20,7 @@ from ..trajectories import Trajectories, require_finite
 from .flat import differentiating, flat_grad, trainable_parameters
 
 R = TypeVar("R")
+_CHECKED_STEPS = 64  # random log-probabilities show in any step; this costs little beside a product
 
 
 class Chunk(NamedTuple):
@@ -111,7 +112,11 @@ class MethodCall(nn.Module):
 
 
 class CapturedPolicy:
-    """A policy at the parameters it has now; later changes of the module are not felt.
+    """A policy at the trainable parameters and buffers it has now; later changes of those are not felt.
+
+    Every call sees the buffers as they were captured: what a call writes into them (running statistics, the vectors of
+    a spectral norm) is forgotten. Frozen parameters are not copied, since beside an adapter they are most of a model's
+    memory: they must stay as they are for as long as the object is used.
 
     Attributes:
         params: copies of the parameters that require a gradient, in the order of `named_parameters`.
@@ -132,9 +137,7 @@ class CapturedPolicy:
             )
         self._names = [f"module.{name}" for name in named]
         self.params = [p.detach().clone().requires_grad_() for p in named.values()]
-        # Copies, so that neither a later change of the policy nor a layer that counts calls (batch norm) is felt.
-        self._state = {f"module.{name}": b.detach().clone() for name, b in policy.named_buffers()}
-        self._state.update(zip(self._names, self.params, strict=True))
+        self._buffers = {f"module.{name}": b.detach().clone() for name, b in policy.named_buffers()}
         self._method = MethodCall(policy)
         self.has_fisher = all(
             callable(getattr(policy, name, None)) for name in ("distribution_params", "params_fisher")
@@ -148,29 +151,91 @@ class CapturedPolicy:
         """The same policy at other parameters, shaped as `params`; their graph is kept."""
         moved = copy.copy(self)
         moved.params = params
-        moved._state = {**self._state, **dict(zip(self._names, params, strict=True))}
         return moved
+
+    def check_repeatable(self, trajectories: Trajectories, log_prob: Tensor, chunk_steps: int | None = None) -> None:
+        """Refuse a policy whose log-probabilities change from call to call, as those of a dropout layer do.
+
+        Two calls without a graph on up to 64 steps (or one whole trajectory) around the least probable one, where the
+        policy's own numbers surely count: language models give their prompts probability 1.
+
+        Args:
+            log_prob: (T,) of all steps.
+            chunk_steps: the most steps of a call.
+
+        Raises:
+            ValueError: the calls disagree; on accelerators, by more than the order of additions explains.
+        """
+        if not trajectories.num_steps:
+            return
+        for chunk in self._chunks_around(trajectories, int(log_prob.argmin()), chunk_steps or _CHECKED_STEPS):
+            with torch.no_grad():
+                _refuse_drawing(self.log_prob(chunk), self.log_prob(chunk), "policy", "policy.log_prob")
+
+    def _chunks_around(self, trajectories: Trajectories, step: int, chunk_steps: int) -> Iterator[Chunk]:
+        """About `_CHECKED_STEPS` steps, or the trajectory that `step` is in and some of those after it."""
+        if self.sees_trajectories:
+            bounds = trajectories.offsets.tolist()
+            first = bisect_right(bounds, step) - 1
+            last = max(bisect_right(bounds, bounds[first] + min(chunk_steps, _CHECKED_STEPS)) - 1, first + 1)
+            offsets = trajectories.offsets[first : last + 1] - bounds[first]
+            yield Chunk.of(trajectories, bounds[first], bounds[last], offsets)
+            return
+        end = min(step + _CHECKED_STEPS, trajectories.num_steps)
+        for start in range(max(end - _CHECKED_STEPS, 0), end, chunk_steps):
+            yield Chunk.of(trajectories, start, min(start + chunk_steps, end), None)
 
     def log_prob(self, chunk: Chunk) -> Tensor:
         """(T,) of the chunk's steps."""
         log_prob = self._on_steps("log_prob", chunk, chunk.observations, chunk.actions)
         count = chunk.end - chunk.start
         if not isinstance(log_prob, Tensor) or log_prob.shape != (count,):
-            came = tuple(log_prob.shape) if isinstance(log_prob, Tensor) else type(log_prob).__name__
-            raise ValueError(f"policy.log_prob must return shape (T,) = ({count},), got {came}")
+            raise ValueError(f"policy.log_prob must return shape (T,) = ({count},), got {_came(log_prob)}")
         return log_prob
 
     def distribution_params(self, chunk: Chunk) -> Tensor:
         """(T, k) of the chunk's steps."""
-        return self._on_steps("distribution_params", chunk, chunk.observations)
+        params = self._on_steps("distribution_params", chunk, chunk.observations)
+        count = chunk.end - chunk.start
+        if not isinstance(params, Tensor) or params.dim() != 2 or params.shape[0] != count:
+            raise ValueError(
+                f"policy.distribution_params must return shape (T, k) = ({count}, k), got {_came(params)}: several heads "
+                "go side by side in one row"
+            )
+        return params
 
     def params_fisher(self, params: Tensor, tangent: Tensor) -> Tensor:
         """(T, k), (T, k) -> (T, k)."""
-        return functional_call(self._method, self._state, ("params_fisher", params, tangent))
+        product = functional_call(self._method, self._state(), ("params_fisher", params, tangent))
+        if not isinstance(product, Tensor) or product.shape != params.shape:
+            raise ValueError(
+                f"policy.params_fisher must return shape (T, k) = {tuple(params.shape)} as its arguments have, "
+                f"got {_came(product)}"
+            )
+        return product
 
     def _on_steps(self, method: str, chunk: Chunk, *args: Tensor) -> Tensor:
         kwargs = {"offsets": chunk.offsets} if self._takes_offsets[method] else {}
-        return functional_call(self._method, self._state, (method, *args), kwargs)
+        return functional_call(self._method, self._state(), (method, *args), kwargs)
+
+    def _state(self) -> dict[str, Tensor]:
+        """What a call computes with. The buffers are its own, since it may write to them, or put others in the dict."""
+        return {
+            **{name: b.clone() for name, b in self._buffers.items()},
+            **dict(zip(self._names, self.params, strict=True)),
+        }
+
+
+def _refuse_drawing(first: Tensor, second: Tensor, module: str, method: str) -> None:
+    """Refuse two calls on the same steps that disagree."""
+    difference = (first - second).abs().max()
+    rounding = 0.0 if first.device.type == "cpu" else 1e3 * torch.finfo(first.dtype).eps * first.abs().max()
+    if bool(difference > rounding):  # a NaN is named where it is used
+        raise ValueError(
+            f"{method} must give the same numbers at every call, got some that differ by {difference.item():.2g} between "
+            f"two calls on the same steps: dropout in train mode draws anew (call {module}.eval()), or the {module} keeps "
+            "state that each call changes; parl_core.preflight names what it is"
+        )
 
 
 class CapturedReward:
@@ -193,6 +258,22 @@ class CapturedReward:
     def run(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
         """function(reward, …), with the aliases in place of the parameters."""
         return functional_call(self._call, self._state, (function, *args), kwargs)
+
+    @torch.no_grad()
+    def check_repeatable(self, trajectories: Trajectories) -> None:
+        """Refuse a reward whose numbers change from call to call, by two calls on up to 64 steps (or one trajectory).
+
+        Raises:
+            ValueError: the calls disagree; on accelerators, by more than the order of additions explains.
+        """
+        _check_inputs(trajectories, next(self.module.parameters(), None), "the reward's parameters")
+        whole = takes_offsets(self.module.forward)
+        for chunk in chunks(trajectories, _CHECKED_STEPS, whole=whole):
+            given = {"offsets": chunk.offsets} if whole else {}
+            first, second = (self.module(chunk.observations, chunk.actions, **given) for _ in range(2))
+            if isinstance(first, Tensor) and first.shape == second.shape:  # what else is wrong is told where it is used
+                _refuse_drawing(first, second, "reward", "reward(observations, actions)")
+            return
 
 
 class _FunctionCall(nn.Module):
@@ -262,10 +343,13 @@ def _reward_chunks(
         values = reward(chunk.observations, chunk.actions, **({"offsets": chunk.offsets} if whole else {}))
         count = chunk.end - chunk.start
         if not isinstance(values, Tensor) or values.shape != (count,):
-            came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(f"reward(observations, actions) must return shape (T,) = ({count},), got {came}")
+            raise ValueError(f"reward(observations, actions) must return shape (T,) = ({count},), got {_came(values)}")
         require_finite("reward(observations, actions)", values.detach())
         yield chunk, values
+
+
+def _came(value: object) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 def check_policy_inputs(trajectories: Trajectories, params: list[Tensor]) -> None:

@@ -64,13 +64,18 @@ class TokenPolicy(nn.Module):
 
     def log_prob(self, observations: Tensor, actions: Tensor, offsets: Tensor) -> Tensor:
         """(T, 2), (T,), (N+1,) -> (T,), natural logarithm of the probability; 0 where the prompt goes on."""
+        _check_observations(observations)
         written = observations[:, 1].nonzero().squeeze(1)
+        if not len(observations):  # nor perhaps a sequence to call the model on
+            dtype = next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
+            return torch.zeros(0, dtype=dtype, device=observations.device)
         # Rows are taken before the softmax, whose output is what autograd keeps: none for padding and prompts.
         chosen = categorical_log_prob(self._logits(observations, offsets, written), actions[written])
         return chosen.new_zeros(len(observations)).index_copy(0, written, chosen)
 
     def distribution_params(self, observations: Tensor, offsets: Tensor) -> Tensor:
         """(T, 2), (N+1,) -> (T, V): the logits, constant where the prompt goes on."""
+        _check_observations(observations)
         every = torch.arange(len(observations), device=observations.device)
         return self._logits(observations, offsets, every).masked_fill(observations[:, 1:] == 0, 0.0)
 
@@ -118,11 +123,6 @@ class TokenPolicy(nn.Module):
 
     def _logits(self, observations: Tensor, offsets: Tensor, steps: Tensor) -> Tensor:
         """(T, 2), (N+1,), (n,) -> (n, V): the logits at n of the steps, from one call on the padded sequences."""
-        if observations.dim() != 2 or observations.shape[1] != 2 or observations.is_floating_point():
-            raise ValueError(
-                "observations must be integers of shape (T, 2), the token and whether the policy wrote the next one, "
-                f"got {observations.dtype} of shape {tuple(observations.shape)}"
-            )
         lengths = offsets.diff()
         count, longest = len(lengths), int(lengths.max())
         sequence = torch.repeat_interleave(lengths, output_size=len(observations))  # (T,)
@@ -139,6 +139,14 @@ class TokenPolicy(nn.Module):
                 f"model(tokens) must return logits of shape (B, L, V) = {(*tokens.shape, 'V')}, got {came}"
             )
         return logits
+
+
+def _check_observations(observations: Tensor) -> None:
+    if observations.dim() != 2 or observations.shape[1] != 2 or observations.is_floating_point():
+        raise ValueError(
+            "observations must be integers of shape (T, 2), the token and whether the policy wrote the next one, "
+            f"got {observations.dtype} of shape {tuple(observations.shape)}"
+        )
 
 
 def _check_prompts(prompts: Sequence[Tensor]) -> None:

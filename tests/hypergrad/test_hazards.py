@@ -207,3 +207,41 @@ def test_a_parameter_of_both_levels_is_refused():
     for parameter in reward.shared.parameters():
         parameter.requires_grad_(False)
     parl.hypergradient(policy, reward, lower, upper, **options)
+
+
+@pytest.mark.parametrize("role", ["policy", "reward"])
+def test_modules_made_in_inference_mode_are_named(role):
+    with torch.inference_mode():
+        made, *_ = problem()[role == "reward" :]
+    policy, reward, lower, upper, options = problem(**{role: made})
+    with pytest.raises(ValueError, match=rf"{role} \(\w+\): '[\w.]+' was made in inference mode"):
+        parl.hypergradient(policy, reward, lower, upper, **options)
+    fresh = problem()[role == "reward"]
+    fresh.load_state_dict(made.state_dict())  # the way out that the message names
+    policy, reward, lower, upper, options = problem(**{role: fresh})
+    assert parl.hypergradient(policy, reward, lower, upper, **options).total.isfinite().all()
+
+
+def test_a_frozen_parameter_made_in_inference_mode_is_named():
+    policy, _, lower, *_ = problem()
+    with torch.inference_mode():
+        policy.network[0].bias = nn.Parameter(torch.zeros(4), requires_grad=False)
+    with pytest.raises(ValueError, match=r"'network\.0\.bias' was made in inference mode"):
+        parl.linearize(policy, lower)
+
+
+def test_dropout_in_the_reward_is_refused():
+    class Dropped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+
+        def forward(self, observations, actions):
+            return self.network(torch.cat((observations, actions), dim=1)).squeeze(1)
+
+    policy, reward, lower, upper, options = problem(reward=Dropped())
+    with pytest.raises(
+        ValueError, match=r"reward\(observations, actions\) must give the same numbers.*reward.eval\(\)"
+    ):
+        parl.hypergradient(policy, reward, lower, upper, **options)
+    assert parl.hypergradient(policy, reward.eval(), lower, upper, **options).total.isfinite().all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch.func import functional_call, hessian, jacrev
 from torch.utils.flop_counter import FlopCounterMode
 
 import parl_core as parl
+from parl_core.hypergrad.chunk_graphs import is_unchanged
 from parl_core.models.policies import CategoricalPolicy, GaussianPolicy
 from tests.hypergrad.once import Squared
 
@@ -289,3 +292,97 @@ def test_errors_name_the_argument():
     policy.double().network[2].bias.data.fill_(float("nan"))
     with pytest.raises(parl.NonFiniteError, match="log_prob"):
         parl.linearize(policy, trajectories)
+
+
+class TwoHeads(nn.Module):
+    """Two categorical actions a step; the heads' logits as (T, 2, 3), or side by side as (T, 6)."""
+
+    def __init__(self, side_by_side):
+        super().__init__()
+        self.network, self.side_by_side = nn.Linear(3, 6), side_by_side
+
+    def distribution_params(self, observations):
+        logits = self.network(observations)
+        return logits if self.side_by_side else logits.reshape(-1, 2, 3)
+
+    def params_fisher(self, params, tangent):
+        shape = params.shape
+        probs, tangent = params.reshape(-1, 2, 3).softmax(-1), tangent.reshape(-1, 2, 3)
+        return (probs * tangent - probs * (probs * tangent).sum(-1, keepdim=True)).reshape(shape)
+
+    def log_prob(self, observations, actions):
+        logits = self.network(observations).reshape(-1, 2, 3).log_softmax(-1)
+        return logits.gather(-1, actions[..., None]).squeeze(-1).sum(-1)
+
+
+def test_heads_that_would_broadcast_are_refused():
+    torch.manual_seed(0)
+    trajectories = parl.Trajectories(torch.randn(2, 3, dtype=F64), torch.randint(3, (2, 2)), torch.tensor([0, 2]))
+    w, v = torch.rand(2, dtype=F64), torch.randn(24, dtype=F64)
+    policy = TwoHeads(side_by_side=False).to(F64)
+    with pytest.raises(ValueError, match=r"distribution_params must return shape \(T, k\) = \(2, k\), got \(2, 2, 3\)"):
+        parl.linearize(policy, trajectories).fisher_vp(w, v)
+    policy.side_by_side = True
+    log_probs = policy.network(trajectories.observations).reshape(2, 2, 3).log_softmax(-1)
+    expected = torch.zeros_like(v)
+    for t, head, action in itertools.product(range(2), range(2), range(3)):
+        pieces = torch.autograd.grad(log_probs[t, head, action], list(policy.parameters()), retain_graph=True)
+        score = torch.cat([piece.reshape(-1) for piece in pieces])
+        expected += w[t] * log_probs[t, head, action].exp().detach() * (score @ v) * score
+    torch.testing.assert_close(parl.linearize(policy, trajectories).fisher_vp(w, v), expected)
+
+
+@pytest.mark.parametrize(
+    "bad", [lambda x: x.sum(-1, keepdim=True), lambda x: x.sum(-1), lambda x: x[:1], lambda x: 1.0]
+)
+def test_a_params_fisher_of_another_shape_is_refused(bad):
+    class Wrong(CategoricalPolicy):
+        def params_fisher(self, params, tangent):
+            return bad(super().params_fisher(params, tangent))
+
+    _, trajectories = example("softmax")
+    linear = parl.linearize(Wrong(3, 4).to(F64), trajectories)
+    with pytest.raises(ValueError, match=r"params_fisher must return shape \(T, k\) = \(9, 4\)"):
+        linear.fisher_vp(torch.ones(9, dtype=F64), torch.ones(linear.num_params, dtype=F64))
+
+
+def written_to_data(w):
+    w.data.mul_(2)
+    return w
+
+
+def written_to_numpy(w):
+    w.numpy()[:] *= 2
+    return w
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda w: w.mul_(2), written_to_data, written_to_numpy, lambda w: w[::2], lambda w: w.as_strided((9,), (2,))],
+    ids=["in place", "data", "numpy", "every second", "strided"],
+)
+def test_the_kept_graph_follows_the_weights(change):
+    """Whatever way the same memory comes to mean other weights, Hessian products are those of a fresh linearization."""
+    policy, trajectories = example("state")
+    linear = parl.linearize(policy, trajectories)
+    v = torch.randn(linear.num_params, dtype=F64)
+    memory = torch.randn(18, dtype=F64)
+    linear.hvp(memory[:9], v)
+    changed = change(memory)[:9]
+    torch.testing.assert_close(linear.hvp(changed, v), parl.linearize(policy, trajectories).hvp(changed, v))
+
+
+def test_unchanged_weights_are_told_by_memory_and_version():
+    memory = torch.randn(18)
+    w = memory[:9]
+    version = w._version
+    assert is_unchanged(w, version, w)
+    assert is_unchanged(w, version, memory[:9])
+    assert not is_unchanged(w, version, memory[9:])  # elsewhere
+    assert not is_unchanged(w, version, memory[:8])
+    assert not is_unchanged(w, version, memory[::2])  # the same place and shape
+    assert not is_unchanged(w, version, w.clone())
+    with torch.inference_mode():
+        assert not is_unchanged(w, version, torch.randn(9))
+    memory.mul_(2)
+    assert not is_unchanged(w, version, w)

@@ -211,3 +211,14 @@ def test_a_model_of_the_wrong_shape_is_named():
 
     with pytest.raises(ValueError, match=r"model\(tokens\) must return logits of shape \(B, L, V\) = .* got \(1, 3\)"):
         TokenPolicy(Pooled()).log_prob(torch.tensor([[1, 1]]), torch.tensor([0]), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("prompts", [[], [torch.tensor([1])]])
+def test_no_steps_have_no_log_probabilities(prompts):
+    policy = policy_of()
+    none = policy.trajectories(prompts, [torch.zeros(0, dtype=torch.int64) for _ in prompts])
+    log_prob = policy.log_prob(none.observations, none.actions, none.offsets)
+    assert log_prob.shape == (0,) and log_prob.dtype == F64
+    assert parl.linearize(policy, none).scores().shape[0] == len(prompts)
+    with pytest.raises(ValueError, match=r"observations must be integers of shape \(T, 2\)"):
+        policy.log_prob(none.observations.double(), none.actions, none.offsets)

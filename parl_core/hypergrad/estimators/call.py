@@ -63,7 +63,7 @@ def hypergradient(
 
     Args:
         policy: module with `log_prob(observations, actions) -> (T,)`, at (or near) the optimum of the lower level, and in
-            evaluation mode if it holds dropout or running statistics (`parl_core.preflight` names such things).
+            evaluation mode if it holds dropout, which is refused, or running statistics.
         reward: module with `forward(observations, actions) -> (T,)`.
         lower: on-policy trajectories for H and C. Take them independent of `upper`: the three factors multiply, and
             sharing samples among them biases the product.
@@ -112,6 +112,7 @@ def hypergradient(
     captured_policy, captured = CapturedPolicy(policy), CapturedReward(reward)
     _refuse_shared(policy, reward)
 
+    captured.check_repeatable(lower)
     losses, parts = _losses_and_parts(captured, loss, upper)
     in_dtype = _Converted(losses.dtype)
     problem = Problem(

@@ -55,6 +55,7 @@ class Unrolled:
         discounts = problem.discounts(lower)
         rewards = problem.reward.run(evaluate_reward, lower)
         before = _log_prob(policy, start, lower).detach()
+        policy.check_repeatable(lower, before)
         for _ in range(self.steps):
             log_prob = _log_prob(policy, theta, lower)
             ratio = prefix_sum(log_prob - before, lower.offsets).exp()
