@@ -61,7 +61,7 @@ def check_hypergradient(
             subject = bilevel_subject(problem, extra)
         reference = finite_differences(subject.loss_at, subject.start, step)
         rows = tuple(_row(candidate, reference) for candidate in subject.candidates)
-        title = "\n".join((subject.title, subject.lower_level(), f"reference: {reference.describe()}"))
+        title = "\n".join((subject.title, *subject.remarks(), f"reference: {reference.describe()}"))
     return CheckTable(title, rows, reference.values, reference.error)
 
 

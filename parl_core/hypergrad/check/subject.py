@@ -38,8 +38,9 @@ class Subject:
     loss_at: Callable[[Tensor], float]
     """(R,) -> the upper loss with the lower level solved again there."""
     candidates: list[Candidate]
-    lower_level: Callable[[], str]
-    """How well the lower level was solved; asked once everything else is done."""
+    remarks: Callable[[], list[str]]
+    """Lines of the header on what the reference is worth, such as how well the lower level was solved; asked once it and the
+    rows are computed."""
 
 
 def tolerance(dtype: torch.dtype) -> float:
