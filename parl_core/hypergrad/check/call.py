@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -60,6 +61,8 @@ def check_hypergradient(
         else:
             subject = bilevel_subject(problem, extra)
         reference = finite_differences(subject.loss_at, subject.start, step)
+        if subject.blind():
+            reference = replace(reference, error=float("inf"))
         rows = tuple(_row(candidate, reference) for candidate in subject.candidates)
         title = "\n".join((subject.title, *subject.remarks(), f"reference: {reference.describe()}"))
     return CheckTable(title, rows, reference.values, reference.error)

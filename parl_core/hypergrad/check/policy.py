@@ -30,6 +30,7 @@ from ..modules import reward_values
 from ..result import Hypergradient
 from ..solvers import CG, MINRES, Woodbury
 from .lower_level import Slopes
+from .sampling import Sight
 from .subject import (
     Candidate,
     Compute,
@@ -94,9 +95,15 @@ class PolicyProblem:
     discount: float
     """γ of the lower level, in [0, 1]."""
     data: Callable[[nn.Module], tuple[Trajectories, Upper]]
-    """policy -> (lower, upper), as in `hypergradient`, under that policy. Finite differences need them smooth in it: every
-    trajectory with its probability, or samples with the same random numbers at each call. The global random generators of
-    torch are therefore seeded alike before each call of `solve` and `data`."""
+    """policy -> (lower, upper), as in `hypergradient`, under that policy. Finite differences need upper smooth in it:
+
+    - every trajectory with its probability: the one kind of data under which an estimator's own error shows;
+    - a fixed sample whose weights are its density ratios to the policy that it was drawn from, divided by their sum;
+    - a sample of continuous actions, each a smooth function of the policy and of noise that is the same at each call. The
+      global random generators of torch are seeded alike before each call of `solve` and `data`.
+
+    In the latter two estimators and differences agree up to sampling noise only. A sample of discrete actions will not do:
+    while the policy moves a little it stays the same, and the differences miss the implicit term; the header says so."""
     solve: Callable[[nn.Module, nn.Module, float], None]
     """(policy, reward, nudge): put the policy at the optimum of V + nudge·L, V with the entropy and L2 terms, L the expected
     upper loss of the reward as it is."""
@@ -155,6 +162,8 @@ def policy_subject(problem: PolicyProblem, extra: Mapping[str, Options] | None) 
             back_to_optimum()
 
     here, rewards = linearize(policy, lower), reward_values(reward, lower)
+    expected(reward, upper)  # the loss refuses data of the wrong kind, which what follows would take
+    sight = Sight.at(policy, problem.loss, upper)
     slopes = Slopes(left=[_slope(problem, here, rewards, best).norm()])
 
     def loss_at(values: Tensor) -> float:
@@ -163,6 +172,7 @@ def policy_subject(problem: PolicyProblem, extra: Mapping[str, Options] | None) 
             change = reward_values(reward, lower) - rewards
             slopes.added.append(lower_gradient(here, change, problem.discount, 0.0).norm())
             data, judged = solved(reward, 0.0)
+            sight.look(policy, judged)
             there = flatten(p.detach() for p in policy_params)
             slopes.left.append(_slope(problem, linearize(policy, data), reward_values(reward, data), there).norm())
             return expected(reward, judged)
@@ -207,9 +217,9 @@ def policy_subject(problem: PolicyProblem, extra: Mapping[str, Options] | None) 
 
     def remarks() -> list[str]:
         noise = _noise(problem, here, rewards) if lower.is_sample else 0.0
-        return [slopes.describe(tolerance(start.dtype), "let solve go further", noise)]
+        return [slopes.describe(tolerance(start.dtype), "let solve go further", noise), *sight.remarks(lower)]
 
-    return Subject(title, start, loss_at, candidates, remarks)
+    return Subject(title, start, loss_at, candidates, remarks, blind=lambda: sight.blind > 0)
 
 
 def _slope(problem: PolicyProblem, linearization: Linearization, rewards: Tensor, params: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ class Subject:
     remarks: Callable[[], list[str]]
     """Lines of the header on what the reference is worth, such as how well the lower level was solved; asked once it and the
     rows are computed."""
+    blind: Callable[[], bool] = lambda: False
+    """Whether differences of `loss_at` turned out not to see the implicit term."""
 
 
 def tolerance(dtype: torch.dtype) -> float:

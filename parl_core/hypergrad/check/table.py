@@ -50,7 +50,8 @@ class CheckTable:
     reference: Tensor
     """(K,) the finite differences: (num_upper_params,), or along K random directions if there are too many."""
     reference_error: float
-    """Their own relative error, as estimated from a second step size. Errors below it say nothing."""
+    """Their own relative error, as estimated from a second step size; errors below it say nothing. inf where the differences
+    do not see the implicit term, as the title then says."""
 
     def __str__(self) -> str:
         """Plain text of at most 100 columns."""
