@@ -38,6 +38,7 @@ from .subject import (
     Subject,
     check_extra,
     common_random_numbers,
+    same_parameters,
     tolerance,
     with_every_solver,
 )
@@ -106,7 +107,7 @@ class PolicyProblem:
     while the policy moves a little it stays the same, and the differences miss the implicit term; the header says so."""
     solve: Callable[[nn.Module, nn.Module, float], None]
     """(policy, reward, nudge): put the policy at the optimum of V + nudge·L, V with the entropy and L2 terms, L the expected
-    upper loss of the reward as it is."""
+    upper loss of the reward as it is. It writes into the parameters there are: new objects in their place are refused."""
     temperature: float = 0.0
     """Entropy temperature of the lower problem, in units of reward per nat."""
     damping: float = 0.0
@@ -139,9 +140,9 @@ def policy_subject(problem: PolicyProblem, extra: Mapping[str, Options] | None) 
 
     def solved(judge: nn.Module, nudge: float) -> tuple[Trajectories, Upper]:
         """Data under the optimum for the reward `judge`; the policy stays there."""
-        with common_random_numbers(start.device):
+        with common_random_numbers(start.device), same_parameters("solve", policy=policy, reward=judge):
             problem.solve(policy, judge, nudge)
-        with common_random_numbers(start.device):
+        with common_random_numbers(start.device), same_parameters("data", policy=policy):
             return _checked(problem.data(policy))
 
     lower, upper = solved(reward, 0.0)
