@@ -103,6 +103,15 @@ def test_enumerated_data_raise_no_alarm():
     assert by_name(table)["Fisher"].relative_error < 1e-8
 
 
+def test_the_footnote_claims_nothing_that_a_row_contradicts():
+    """SoBiRL lacks nothing where there is one step."""
+    table = parl.check_hypergradient(bandit(every, every))
+    assert by_name(table)["SoBiRL"].relative_error < 1e-6
+    text = " ".join(str(table).split())
+    assert "SoBiRL *" in text and "not exact in general:" in text and "of which a single step has none" in text
+    assert "expected to be off" not in text
+
+
 def test_a_reward_that_moves_no_policy_raises_no_alarm():
     """Every arm gets the same reward, so that the policy stays and the implicit term is zero."""
 

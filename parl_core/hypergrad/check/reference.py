@@ -27,7 +27,7 @@ class Reference:
     directions: Tensor | None
     """(K, R) of unit length; None for the coordinates themselves, K = R."""
     error: float
-    """Estimated relative error of `values`; inf where they are known to be the gradient of something else."""
+    """Estimated relative error of `values`, absolute if they are 0; inf where they are known to be of something else."""
     step: float
     """h, in units of the parameters."""
     solves: int
@@ -49,6 +49,8 @@ class Reference:
             if self.error != float("inf")
             else "no measure of an estimator that holds the implicit term"
         )
+        if not bool(self.values.any()):
+            accuracy += "; they are exactly 0, so that any other gradient has the relative error inf and none a cosine"
         return f"fourth-order central differences {where}, step {self.step:.1e}, {self.solves} lower solves; {accuracy}"
 
 
