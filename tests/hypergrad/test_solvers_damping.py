@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import parl_core as parl
+from parl_core.hypergrad.solvers import check_damping
 from tests.hypergrad.systems import F64, Counted, CountedBlocks, krylov_basis, symmetric
 
 
@@ -149,9 +150,12 @@ def test_damped_offers_no_more_than_what_it_wraps():
     assert plain.cost is None
     assert hasattr(parl.Damped(Counted(torch.eye(2)), 0.5), "outer_products")
     torch.testing.assert_close(plain(torch.ones(2)), torch.full((2,), 1.5))
-    for damping in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="damping"):
+    for damping in (-1.0, float("nan"), float("inf"), True, "0.1"):
+        with pytest.raises(ValueError, match=f"damping must be finite.* a number and not a bool, got {damping}"):
             parl.Damped(lambda v: v, damping)
+    for damping in (True, False, -1, None):
+        with pytest.raises(ValueError, match=f"damping must be finite.* a number and not a bool, got {damping}"):
+            check_damping(damping)
 
 
 def test_bad_arguments_are_named():

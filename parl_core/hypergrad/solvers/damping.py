@@ -25,12 +25,11 @@ class Damped:
         cost: of one product, in gradients of the policy's log-probabilities; None if A does not say.
 
     Raises:
-        ValueError: a damping that is negative or not finite.
+        ValueError: a damping that is a bool, negative or not finite.
     """
 
     def __init__(self, operator: LinearOperator, damping: float) -> None:
-        if not 0 <= damping < float("inf"):
-            raise ValueError(f"damping must be finite and at least 0, got {damping}")
+        _check_number(damping)
         self._operator, self._added = operator, damping
         self.damping = damping_of(operator) + damping
         self.cost: float | None = getattr(operator, "cost", None)
@@ -51,8 +50,13 @@ def check_damping(damping: object) -> None:
     if isinstance(damping, str):
         if damping != "auto":
             raise ValueError(f"damping must be a number or 'auto', got '{damping}'")
-    elif not isinstance(damping, float | int) or not 0 <= damping < float("inf"):
-        raise ValueError(f"damping must be finite and at least 0, got {damping}")
+    else:
+        _check_number(damping)
+
+
+def _check_number(damping: object) -> None:
+    if isinstance(damping, bool) or not isinstance(damping, float | int) or not 0 <= damping < float("inf"):
+        raise ValueError(f"damping must be finite and at least 0, a number and not a bool, got {damping}")
 
 
 def automatic_damping(operator: LinearOperator, rhs: Tensor, *, products: int = 10) -> float:
