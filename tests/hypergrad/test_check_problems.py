@@ -384,6 +384,7 @@ def test_everything_is_left_as_it_was_when_a_solve_raises(at):
         newton(policy, reward, nudge)
         count += 1
         if count == at:
+            reward.requires_grad_(False)
             raise RuntimeError("the cluster is down")
 
     problem.solve = failing
@@ -391,6 +392,7 @@ def test_everything_is_left_as_it_was_when_a_solve_raises(at):
     with pytest.raises(RuntimeError, match="the cluster is down"):
         parl.check_hypergradient(problem)
     assert all(torch.equal(a, b) for a, b in zip(before, snapshot(problem), strict=True))
+    assert problem.reward.weight.requires_grad
 
 
 def test_bilevel_parameters_are_left_as_they_were_by_a_solve_in_place():

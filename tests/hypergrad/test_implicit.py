@@ -372,6 +372,19 @@ def test_no_damping_is_priced_at_nothing():
     assert not diagonal(estimate_error=True).error.damping_bias.any()
 
 
+@pytest.mark.parametrize("damping", ["auto", 0.0])
+def test_a_saddle_of_the_lower_loss_is_told(damping):
+    """The automatic damping makes the system definite, which must not hide that lower_params is no minimum."""
+    saddle = SPECTRUM * torch.tensor([1, 1, 1, 1, -1, 1], dtype=F64)
+    with pytest.warns(parl.hypergrad.HypergradientWarning, match="lower_params is not at a local minimum"):
+        result = diagonal(saddle, damping=damping)
+    assert result.solution.negative_curvature
+    if damping == "auto":
+        assert result.solution.damping > -float(saddle.min())
+        torch.testing.assert_close(result.total, SLOPE / (saddle + result.solution.damping))
+    assert not diagonal(damping=damping).solution.negative_curvature
+
+
 def test_backward_reaches_what_a_parameter_was_computed_from():
     start = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
     result = parl.implicit_gradient(
