@@ -20,9 +20,13 @@ def load(name: str) -> ModuleType:
 
 
 def test_backward(capsys):
-    share = load("backward").main()
-    assert share < 0.1  # it began near one half
-    assert f"worse than the first policy: {share:.0%}" in capsys.readouterr().out
+    """Of six seeds, main ended at .30 to .38, without the reward's steps at .61 to .66, and uphill at .82 to .89."""
+    example = load("backward")
+    for seed in range(3):
+        without = example.main(seed, reward_lr=0.0)
+        share = example.main(seed)
+        assert share < 0.45 < 0.55 < without
+        assert capsys.readouterr().out.endswith(f"worse than the first policy: {share:.0%}\n")
 
 
 def test_surrogate():

@@ -1,5 +1,4 @@
 """A point should go to 1 on a line; someone prefers one trajectory to another, and a policy maximises a learned reward.
-
 The loss, the share of trajectories worse than the first policy's, does not contain the reward: its gradient goes through
 the policy alone. Replace everything but the call with your own."""
 
@@ -7,7 +6,7 @@ import torch
 
 import parl_core as parl
 
-STEPS, DISCOUNT, CURVATURE = 5, 0.9, parl.Fisher(temperature=0.1, damping=0.1)
+STEPS, DISCOUNT, CURVATURE = 5, 0.9, parl.Fisher(temperature=0.1, damping=0.02)
 
 
 class Policy(torch.nn.Linear):
@@ -38,16 +37,18 @@ def utility(data):  # what the labeller has in mind and the program does not kno
     return -(data.observations - 1).square().view(-1, STEPS).mean(1)
 
 
-def main(steps: int = 60) -> float:
-    torch.manual_seed(0)
+def main(seed: int = 0, steps: int = 40, reward_lr: float = 0.01) -> float:
+    torch.manual_seed(seed)
     policy = Policy(1, 2)
     reward = Reward(torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1), torch.nn.Tanh())
-    policy_optimizer = torch.optim.Adam(policy.parameters(), lr=0.03)
-    reward_optimizer = torch.optim.Adam(reward.parameters(), lr=0.01)
+    for parameter in (*policy.parameters(), *reward[2].parameters()):  # a random walk, and a reward of 0
+        torch.nn.init.zeros_(parameter)
+    policy_optimizer = torch.optim.Adam(policy.parameters(), lr=0.03, weight_decay=CURVATURE.damping)
+    reward_optimizer = torch.optim.Adam(reward.parameters(), lr=reward_lr)
     first = utility(rollouts(policy, 256))
     loss = parl.TrajectoryLoss(lambda reward, data: (utility(data) < first).float())
     for step in range(steps):
-        for _ in range(5):  # REINFORCE on the reward and an entropy bonus
+        for _ in range(5):  # REINFORCE on the reward and an entropy bonus; weight_decay is the L2 penalty
             data = rollouts(policy, 128)
             log_prob = policy.log_prob(data.observations, data.actions).view(-1, STEPS)
             soft = reward(data.observations, data.actions).view(-1, STEPS) - CURVATURE.temperature * log_prob
@@ -59,7 +60,7 @@ def main(steps: int = 60) -> float:
         reward_optimizer.zero_grad()
         parl.hypergradient(policy, reward, lower, upper, loss=loss, discount=DISCOUNT, curvature=CURVATURE).backward()
         reward_optimizer.step()
-        share = float((utility(upper) < first).float().mean())
+        share = float(loss.per_sample(reward, upper).mean())
         if step % 10 == 0 or step == steps - 1:
             print(f"step {step:2d}   worse than the first policy: {share:.0%}")
     return share

@@ -43,6 +43,7 @@ def implicit_gradient(
     damping: Damping = 0.0,
     x0: Tensor | None = None,
     has_aux: bool = False,
+    estimate_error: bool = False,
 ) -> Hypergradient:
     """Gradient of the upper loss with respect to `upper_params`, with `lower_params` at the lower loss's minimum.
 
@@ -51,13 +52,18 @@ def implicit_gradient(
             tensors and must compute with those; for a module that is `torch.func.functional_call(module, params, …)`.
         upper_params, lower_params: dicts of real floating-point tensors, all of whose entries are unknowns, or modules,
             whose unknowns are the parameters that require a gradient, by the names of `named_parameters`. The same
-            tensor under two names is one unknown. `lower_params` should minimise the lower loss.
+            tensor object under two names is one unknown; one that merely shares its memory, such as `x.detach()`, is
+            another. `lower_params` should minimise the lower loss.
         solver: for the system with the lower Hessian.
-        damping: added to the lower Hessian, once; it biases the result towards the direct term. "auto" chooses it by the
-            rule of `parl_core.hypergrad.automatic_damping`, and `result.error.damping_bias` tells its price.
+        damping: added to the lower Hessian, once; it biases the result towards the direct term, by how much
+            `estimate_error` tells. "auto" chooses it by the rule of `parl_core.hypergrad.automatic_damping`, and always
+            tells.
         x0: (P,) warm start of the solve, P being the number of lower unknowns; such as the previous `solution.value`.
         has_aux: the upper loss returns (scalar, aux), and aux is found in `result.aux` as it came: a tensor in it still
             hangs on the loss's graph, so detach what is kept.
+        estimate_error: `result.error.damping_bias`, to first order in the damping, so that a bias near the size of the
+            implicit term says no more than that the damping is too large. It costs a second solve, to a relative
+            residual of 1%, and one backward pass through the lower gradient.
 
     Returns:
         `Hypergradient`, flat over the upper unknowns in their order; `.backward()` adds it to those of them that require
@@ -107,7 +113,7 @@ def implicit_gradient(
             return -flat_grad(lower_gradient, xs, unflatten(w.to(rhs.dtype), ys), retain_graph=True)
 
         implicit, error = cross_term(solution.value), None
-        if damping == "auto":  # to first order, g changes by −damping · C A⁻² b
+        if estimate_error or damping == "auto":  # to first order, g changes by −damping · C A⁻² b
             moved = looser(solver, BIAS_RTOL)(operator, solution.value).value
             error = ErrorEstimate(damping_bias=-solution.damping * cross_term(moved))
     result = Hypergradient(

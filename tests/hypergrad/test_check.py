@@ -233,15 +233,44 @@ def test_finite_differences_know_their_own_error():
     assert noisy.error > 0.1
 
 
-def test_a_gradient_of_zero_is_no_division_by_zero():
+def test_a_reference_of_zero_is_no_division_by_zero_and_is_told():
     flat = parl.BilevelProblem(
-        upper_loss=lambda up, low: (low["y"] ** 2).sum() + 0.0 * up["x"].sum(),
-        lower_loss=lambda up, low: ((low["y"] - 1.0) ** 2).sum() + 0.0 * up["x"].sum(),
-        upper_params={"x": torch.ones(2, dtype=F64)},
-        lower_params={"y": torch.ones(2, dtype=F64)},
+        upper_loss=lambda up, low: (low["y"] - up["x"]).sum(),
+        lower_loss=lambda up, low: ((low["y"] - up["x"]) ** 2).sum(),
+        upper_params={"x": torch.tensor([0.5, 2.0], dtype=F64)},
+        lower_params={"y": torch.zeros(2, dtype=F64)},
+        solve=lambda up, low: {"y": up["x"]},
     )
-    row = by_name(parl.check_hypergradient(flat))["CG"]
-    assert row.relative_error == 0.0 and row.norm_ratio == 0.0 and math.isnan(row.cosine)
+    table = parl.check_hypergradient(flat)
+    rows = by_name(table)
+    assert rows["Dense"].relative_error == 0.0 and rows["Dense"].norm_ratio == 0.0 and rows["Dense"].cosine is None
+    assert rows["DirectOnly"].relative_error == math.inf and rows["DirectOnly"].cosine is None
+    text = " ".join(str(table).split())
+    assert "they are exactly 0, so that any other gradient has the relative error inf" in text
+    assert "nan" not in text
+    assert "exactly 0" not in parl.check_hypergradient(parl.LinearQuadraticGame()).title
+
+
+def test_a_nan_gradient_stays_nan():
+    row = call._row(subject.Candidate("mine", lambda: torch.tensor([math.nan, 1.0])), reference_of([1.0, 2.0]))
+    assert math.isnan(row.relative_error) and math.isnan(row.cosine) and math.isnan(row.norm_ratio)
+
+
+def reference_of(values):
+    return reference.Reference(torch.tensor(values, dtype=F64), None, 0.0, 0.1, 1)
+
+
+def test_one_product_is_not_several():
+    solution = parl.Dense()(lambda v: v, torch.ones(1, dtype=F64))
+    zero = torch.zeros(1, dtype=F64)
+
+    def note(products):
+        result = parl.Hypergradient(zero, zero, zero, dataclasses.replace(solution, products=products), [])
+        return call._row(subject.Candidate("mine", lambda: result), reference_of([1.0])).note
+
+    assert [note(count) for count in (0, 1, 2)] == [
+        f"CONVERGED, {n}" for n in ("0 products", "1 product", "2 products")
+    ]
 
 
 def test_dense_is_left_out_where_it_would_take_too_long():

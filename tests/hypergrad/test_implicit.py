@@ -324,31 +324,65 @@ def test_bad_parameters_and_losses_are_named():
         parl.implicit_gradient(one, one, x, good, solver=parl.CG)
 
 
-def test_automatic_damping_is_reported_with_its_price():
+SPECTRUM = torch.logspace(-1, 1, 6, dtype=F64)
+SLOPE = torch.linspace(1, 2, 6, dtype=F64)
+
+
+def diagonal(spectrum=SPECTRUM, **options):
     """min_y ½ yᵀQy − xᵀy, F = cᵀy: dF/dx = Q⁻¹c, and (Q + δ)⁻¹c with damping."""
-    spectrum = torch.logspace(-1, 1, 6, dtype=torch.float64)
-    c = torch.linspace(1, 2, 6, dtype=torch.float64)
-    x = torch.ones(6, dtype=torch.float64)
+    x = torch.ones(6, dtype=F64)
+    return parl.implicit_gradient(
+        lambda up, low: SLOPE @ low["y"],
+        lambda up, low: 0.5 * (spectrum * low["y"] ** 2).sum() - up["x"] @ low["y"],
+        {"x": x},
+        {"y": x / spectrum},
+        **(dict(solver=parl.CG(rtol=1e-12)) | options),
+    )
 
-    def call(damping):
-        return parl.implicit_gradient(
-            lambda up, low: c @ low["y"],
-            lambda up, low: 0.5 * (spectrum * low["y"] ** 2).sum() - up["x"] @ low["y"],
-            {"x": x},
-            {"y": x / spectrum},
-            solver=parl.CG(rtol=1e-12),
-            damping=damping,
-        )
 
-    result = call("auto")
+def test_automatic_damping_is_reported_with_its_price():
+    result = diagonal(damping="auto")
     damping = result.solution.damping
-    assert damping == pytest.approx(parl.hypergrad.automatic_damping(lambda v: spectrum * v, c), rel=1e-9)
+    assert damping == pytest.approx(parl.hypergrad.automatic_damping(lambda v: SPECTRUM * v, SLOPE), rel=1e-9)
     assert damping > 0
-    torch.testing.assert_close(result.total, c / (spectrum + damping))
-    torch.testing.assert_close(result.error.damping_bias, c / (spectrum + damping) - c / spectrum, rtol=0.15, atol=1e-3)
-    assert call(0.1).error is None
+    torch.testing.assert_close(result.total, SLOPE / (SPECTRUM + damping))
+    exact, priced = SLOPE / SPECTRUM, result.error.damping_bias
+    torch.testing.assert_close(priced, SLOPE / (SPECTRUM + damping) - exact, rtol=0.15, atol=1e-3)
     with pytest.raises(ValueError, match="'auto'"):
-        call("some")
+        diagonal(damping="some")
+
+
+@every_solver
+def test_a_damping_that_was_given_is_priced_on_request(solver):
+    """To first order: −δ (Q + δ)⁻²c of a true −δ/Q (Q + δ)⁻¹c, from a solve to 1%."""
+    for damping in (1e-3, 0.5):
+        damped = SPECTRUM + damping
+        plain = diagonal(damping=damping, solver=solver)
+        assert plain.error is None
+        result = diagonal(damping=damping, solver=solver, estimate_error=True)
+        torch.testing.assert_close(result.total, plain.total, rtol=0, atol=0)
+        assert result.error.stderr is None and result.error.lower_bias is None
+        off = (result.error.damping_bias + damping * SLOPE / damped**2).norm() / (damping * SLOPE / damped**2).norm()
+        assert off < 0.1
+    assert result.error.damping_bias.norm() > 0.6 * result.total.norm()  # "too large" cannot be overlooked
+    assert "bias of the damping" in result.summary()
+
+
+def test_no_damping_is_priced_at_nothing():
+    assert not diagonal(estimate_error=True).error.damping_bias.any()
+
+
+@pytest.mark.parametrize("damping", ["auto", 0.0])
+def test_a_saddle_of_the_lower_loss_is_told(damping):
+    """The automatic damping makes the system definite, which must not hide that lower_params is no minimum."""
+    saddle = SPECTRUM * torch.tensor([1, 1, 1, 1, -1, 1], dtype=F64)
+    with pytest.warns(parl.hypergrad.HypergradientWarning, match="lower_params is not at a local minimum"):
+        result = diagonal(saddle, damping=damping)
+    assert result.solution.negative_curvature
+    if damping == "auto":
+        assert result.solution.damping > -float(saddle.min())
+        torch.testing.assert_close(result.total, SLOPE / (saddle + result.solution.damping))
+    assert not diagonal(damping=damping).solution.negative_curvature
 
 
 def test_backward_reaches_what_a_parameter_was_computed_from():

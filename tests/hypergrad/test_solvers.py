@@ -78,6 +78,17 @@ def test_zero_right_hand_side(solver):
     assert not solver(Counted(matrix), torch.zeros_like(rhs), rhs).value.any()
 
 
+def test_a_solution_keeps_no_graph(solver):
+    """Neither of rhs nor of x0, both of which came out of a backward pass."""
+    matrix, rhs = spd()
+    inputs = rhs.requires_grad_(), (0.1 * rhs).detach().requires_grad_()
+    operator = Counted(matrix)
+    solution = solver(operator, *inputs)
+    tensors = [solution.value, solution.residuals, *operator.vectors]
+    assert not any(tensor.requires_grad for tensor in tensors)
+    assert all(tensor.requires_grad for tensor in inputs)
+
+
 def test_scalar_problem(solver):
     solution = solver(Counted(torch.tensor([[4.0]], dtype=F64)), torch.tensor([2.0], dtype=F64))
     torch.testing.assert_close(solution.value, torch.tensor([0.5], dtype=F64))

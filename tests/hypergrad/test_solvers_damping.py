@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import parl_core as parl
+from parl_core.hypergrad.solvers import check_damping, solve_with_automatic_damping
 from tests.hypergrad.systems import F64, Counted, CountedBlocks, krylov_basis, symmetric
 
 
@@ -90,6 +91,39 @@ def test_more_products_find_what_ten_may_miss_and_the_solve_reports_it():
     assert 1 <= missed <= 5
 
 
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=["float64", "float32"])
+def test_the_negative_curvature_that_the_damping_lifts_is_reported(dtype):
+    """Ritz values lie inside the spectrum: of a semi-definite operator only rounding can make one negative."""
+    for seed in range(10):
+        for lowest in (-1.0, -0.2):
+            matrix, rhs = symmetric(torch.linspace(lowest, 1.0, 60, dtype=F64), seed=seed, dtype=dtype)
+            damped, solution = solve_with_automatic_damping(parl.CG(rtol=1e-4), Counted(matrix), rhs, None)
+            assert damped.damping > -lowest  # so that the shifted system is positive definite
+            assert not parl.CG(rtol=1e-4)(damped, rhs).negative_curvature
+            assert solution.negative_curvature
+        for values in (
+            torch.cat([torch.zeros(55), torch.logspace(-2, 0, 5)]),
+            torch.cat([torch.zeros(3), torch.ones(3)]),
+            torch.logspace(-12, 0, 60),
+            torch.logspace(-7, 3, 8),
+        ):
+            matrix, rhs = symmetric(values.to(F64), seed=seed, dtype=dtype)
+            solution = solve_with_automatic_damping(parl.CG(rtol=1e-4), Counted(matrix), rhs, None)[1]
+            assert not solution.negative_curvature
+
+
+def test_what_choosing_the_damping_took_is_counted():
+    matrix, rhs = symmetric(torch.linspace(1, 20, 40, dtype=F64))
+    operator = Counted(matrix)
+    damped, solution = solve_with_automatic_damping(parl.CG(), operator, rhs, None)
+    assert solution.products == operator.products == 10 + parl.CG()(damped, rhs).products
+    assert solution.cost is None
+    operator.cost = 3.0
+    assert solve_with_automatic_damping(parl.CG(), operator, rhs, None)[1].cost == 3.0 * solution.products
+    few = Counted(torch.diag(torch.tensor([1.0, 2.0], dtype=F64)))
+    assert solve_with_automatic_damping(parl.CG(), few, rhs[:2], None)[1].products == few.products
+
+
 def test_where_nothing_sets_a_scale_it_is_one():
     matrix, rhs = symmetric(torch.linspace(1, 2, 5, dtype=F64))
     zero = Counted(torch.zeros_like(matrix))
@@ -149,9 +183,12 @@ def test_damped_offers_no_more_than_what_it_wraps():
     assert plain.cost is None
     assert hasattr(parl.Damped(Counted(torch.eye(2)), 0.5), "outer_products")
     torch.testing.assert_close(plain(torch.ones(2)), torch.full((2,), 1.5))
-    for damping in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="damping"):
+    for damping in (-1.0, float("nan"), float("inf"), True, "0.1"):
+        with pytest.raises(ValueError, match=f"damping must be finite.* a number and not a bool, got {damping}"):
             parl.Damped(lambda v: v, damping)
+    for damping in (True, False, -1, None):
+        with pytest.raises(ValueError, match=f"damping must be finite.* a number and not a bool, got {damping}"):
+            check_damping(damping)
 
 
 def test_bad_arguments_are_named():

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -60,8 +61,10 @@ def check_hypergradient(
         else:
             subject = bilevel_subject(problem, extra)
         reference = finite_differences(subject.loss_at, subject.start, step)
+        if subject.blind():
+            reference = replace(reference, error=float("inf"))
         rows = tuple(_row(candidate, reference) for candidate in subject.candidates)
-        title = "\n".join((subject.title, subject.lower_level(), f"reference: {reference.describe()}"))
+        title = "\n".join((subject.title, *subject.remarks(), f"reference: {reference.describe()}"))
     return CheckTable(title, rows, reference.values, reference.error)
 
 
@@ -90,14 +93,14 @@ def _row(candidate: Candidate, reference: Reference) -> CheckRow:
     solution = result.solution if isinstance(result, Hypergradient) else None
     notes = [candidate.note] if candidate.note else []
     if solution is not None:
-        notes.append(f"{solution.status.name}, {solution.products} products")
+        notes.append(f"{solution.status.name}, {solution.products} product{'s' * (solution.products != 1)}")
     gradient = reference.seen(result.total if isinstance(result, Hypergradient) else result)
     size, length = float(reference.values.norm()), float(gradient.norm())
     both = length * size
     return CheckRow(
         name=candidate.name,
         relative_error=_ratio(float((gradient - reference.values).norm()), size),
-        cosine=float(gradient @ reference.values) / both if both else float("nan"),
+        cosine=float(gradient @ reference.values) / both if both else None,
         norm_ratio=_ratio(length, size),
         cost=None if solution is None else solution.cost,
         seconds=seconds,

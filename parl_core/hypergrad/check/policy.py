@@ -24,11 +24,13 @@ from ..estimators import (
     hypergradient,
 )
 from ..flat import assign, flatten, trainable_parameters
-from ..linearize import linearize
+from ..linearize import Linearization, linearize
 from ..losses import UpperLoss
 from ..modules import reward_values
 from ..result import Hypergradient
 from ..solvers import CG, MINRES, Woodbury
+from .lower_level import Slopes
+from .sampling import Sight
 from .subject import (
     Candidate,
     Compute,
@@ -36,6 +38,7 @@ from .subject import (
     Subject,
     check_extra,
     common_random_numbers,
+    same_parameters,
     tolerance,
     with_every_solver,
 )
@@ -43,6 +46,7 @@ from .subject import (
 Upper = Trajectories | PreferencePairs
 _UNROLLED_STEPS = 50
 _POWER_ITERATIONS = 20
+_SIGN_DRAWS = 10
 _NO_TEMPERATURE = "does not apply: no temperature"
 _NO_RECURRENCE = "does not apply: no state recurs"
 
@@ -92,12 +96,18 @@ class PolicyProblem:
     discount: float
     """γ of the lower level, in [0, 1]."""
     data: Callable[[nn.Module], tuple[Trajectories, Upper]]
-    """policy -> (lower, upper), as in `hypergradient`, under that policy. Finite differences need them smooth in it: every
-    trajectory with its probability, or samples with the same random numbers at each call. The global random generators of
-    torch are therefore seeded alike before each call of `solve` and `data`."""
+    """policy -> (lower, upper), as in `hypergradient`, under that policy. Finite differences need upper smooth in it:
+
+    - every trajectory with its probability: the one kind of data under which an estimator's own error shows;
+    - a fixed sample whose weights are its density ratios to the policy that it was drawn from, divided by their sum;
+    - a sample of continuous actions, each a smooth function of the policy and of noise that is the same at each call. The
+      global random generators of torch are seeded alike before each call of `solve` and `data`.
+
+    In the latter two estimators and differences agree up to sampling noise only. A sample of discrete actions will not do:
+    while the policy moves a little it stays the same, and the differences miss the implicit term; the header says so."""
     solve: Callable[[nn.Module, nn.Module, float], None]
     """(policy, reward, nudge): put the policy at the optimum of V + nudge·L, V with the entropy and L2 terms, L the expected
-    upper loss of the reward as it is."""
+    upper loss of the reward as it is. It writes into the parameters there are: new objects in their place are refused."""
     temperature: float = 0.0
     """Entropy temperature of the lower problem, in units of reward per nat."""
     damping: float = 0.0
@@ -130,9 +140,9 @@ def policy_subject(problem: PolicyProblem, extra: Mapping[str, Options] | None) 
 
     def solved(judge: nn.Module, nudge: float) -> tuple[Trajectories, Upper]:
         """Data under the optimum for the reward `judge`; the policy stays there."""
-        with common_random_numbers(start.device):
+        with common_random_numbers(start.device), same_parameters("solve", policy=policy, reward=judge):
             problem.solve(policy, judge, nudge)
-        with common_random_numbers(start.device):
+        with common_random_numbers(start.device), same_parameters("data", policy=policy):
             return _checked(problem.data(policy))
 
     lower, upper = solved(reward, 0.0)
@@ -141,20 +151,34 @@ def policy_subject(problem: PolicyProblem, extra: Mapping[str, Options] | None) 
     def back_to_optimum() -> None:
         assign(policy_params, best)
 
+    def expected(judge: nn.Module, data: Upper) -> float:
+        with torch.no_grad():
+            losses = problem.loss.per_sample(judge, data)
+            return float(data.weights.to(losses) @ losses)
+
     def loss_of(judge: nn.Module) -> float:
         try:
-            data = solved(judge, 0.0)[1]
-            with torch.no_grad():
-                losses = problem.loss.per_sample(judge, data)
-                return float(data.weights.to(losses) @ losses)
+            return expected(judge, solved(judge, 0.0)[1])
         finally:
             back_to_optimum()
+
+    here, rewards = linearize(policy, lower), reward_values(reward, lower)
+    expected(reward, upper)  # the loss refuses data of the wrong kind, which what follows would take
+    sight = Sight.at(policy, problem.loss, upper)
+    slopes = Slopes(left=[_slope(problem, here, rewards, best).norm()])
 
     def loss_at(values: Tensor) -> float:
         assign(reward_params, values)
         try:
-            return loss_of(reward)
+            change = reward_values(reward, lower) - rewards
+            slopes.added.append(lower_gradient(here, change, problem.discount, 0.0).norm())
+            data, judged = solved(reward, 0.0)
+            sight.look(policy, judged)
+            there = flatten(p.detach() for p in policy_params)
+            slopes.left.append(_slope(problem, linearize(policy, data), reward_values(reward, data), there).norm())
+            return expected(reward, judged)
         finally:
+            back_to_optimum()
             assign(reward_params, start)
 
     def best_response(nudge: float) -> Trajectories:
@@ -191,10 +215,31 @@ def policy_subject(problem: PolicyProblem, extra: Mapping[str, Options] | None) 
         f"{problem.name}: {best.numel()} policy, {start.numel()} reward parameters; γ {problem.discount:g}, "
         f"temperature {problem.temperature:g}, damping {problem.damping:g}"
     )
-    rewards = reward_values(reward, lower)
-    ascent = lower_gradient(linearize(policy, lower), rewards, problem.discount, problem.temperature)
-    slope = float((ascent - problem.damping * best).norm())
-    return Subject(title, start, loss_at, candidates, lambda: f"lower level: gradient norm {slope:.0e} at the optimum")
+
+    def remarks() -> list[str]:
+        noise = _noise(problem, here, rewards) if lower.is_sample else 0.0
+        return [slopes.describe(tolerance(start.dtype), "let solve go further", noise), *sight.remarks(lower)]
+
+    return Subject(title, start, loss_at, candidates, remarks, blind=lambda: sight.blind > 0)
+
+
+def _slope(problem: PolicyProblem, linearization: Linearization, rewards: Tensor, params: Tensor) -> Tensor:
+    """(P,) gradient of the lower objective; of a sample with the baseline that spares it most of its noise."""
+    baseline = linearization.trajectories.is_sample
+    ascent = lower_gradient(linearization, rewards, problem.discount, problem.temperature, baseline=baseline)
+    return ascent - problem.damping * params
+
+
+def _noise(problem: PolicyProblem, here: Linearization, rewards: Tensor) -> float:
+    """Root mean square of the sampling error of `_slope` at the optimum, by random signs of the trajectories."""
+    sample, generator = here.trajectories, torch.Generator().manual_seed(0)
+    gains = rewards - problem.temperature * here.log_prob
+    squares = []
+    for _ in range(_SIGN_DRAWS):
+        signs = 2 * torch.randint(2, (sample.num_trajectories,), generator=generator) - 1
+        signed = linearize(problem.policy, sample.with_weights(signs.to(sample.weights) * sample.weights))
+        squares.append(lower_gradient(signed, gains - gains.mean(), problem.discount, 0.0).square().sum())
+    return float(torch.stack(squares).mean().sqrt())
 
 
 def _implicit_function(problem: PolicyProblem, params: Tensor, gradient: Callable[..., Compute]) -> list[Candidate]:

@@ -27,7 +27,7 @@ class Reference:
     directions: Tensor | None
     """(K, R) of unit length; None for the coordinates themselves, K = R."""
     error: float
-    """Estimated relative error of `values`."""
+    """Estimated relative error of `values`, absolute if they are 0; inf where they are known to be of something else."""
     step: float
     """h, in units of the parameters."""
     solves: int
@@ -44,10 +44,14 @@ class Reference:
         where = f"along all {count} coordinates"
         if self.directions is not None:
             where = f"along {count} random directions, to which error, cosine and norm ratio refer"
-        return (
-            f"fourth-order central differences {where}, step {self.step:.1e}, {self.solves} lower solves; "
+        accuracy = (
             f"accurate to about {self.error:.0e} (by half the step), so errors of that size are the reference's own"
+            if self.error != float("inf")
+            else "no measure of an estimator that holds the implicit term"
         )
+        if not bool(self.values.any()):
+            accuracy += "; they are exactly 0, so that any other gradient has the relative error inf and none a cosine"
+        return f"fourth-order central differences {where}, step {self.step:.1e}, {self.solves} lower solves; {accuracy}"
 
 
 def finite_differences(loss_at: Callable[[Tensor], float], start: Tensor, step: float | None = None) -> Reference:

@@ -38,8 +38,11 @@ class Subject:
     loss_at: Callable[[Tensor], float]
     """(R,) -> the upper loss with the lower level solved again there."""
     candidates: list[Candidate]
-    lower_level: Callable[[], str]
-    """How well the lower level was solved; asked once everything else is done."""
+    remarks: Callable[[], list[str]]
+    """Lines of the header on what the reference is worth, such as how well the lower level was solved; asked once it and the
+    rows are computed."""
+    blind: Callable[[], bool] = lambda: False
+    """Whether differences of `loss_at` turned out not to see the implicit term."""
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -82,18 +85,57 @@ def check_extra(candidates: Iterable[Candidate], extra: Mapping[str, Options] | 
 
 @contextmanager
 def unchanged(*modules: nn.Module) -> Iterator[None]:
-    """Put back parameters, gradients and buffers of `modules`, whatever happens inside."""
-    values = [{name: t.detach().clone() for name, t in _tensors(module)} for module in modules]
-    slopes = [[None if p.grad is None else p.grad.clone() for p in module.parameters()] for module in modules]
+    """Put back what `modules` hold, whatever happens inside.
+
+    That is parameters, buffers and gradients, which stay the same objects; which of them require a gradient; and train and
+    eval modes.
+    """
+    layers = list(dict.fromkeys(layer for module in modules for layer in module.modules()))
+    holders: list[dict[str, Any]] = [d for layer in layers for d in (layer._parameters, layer._buffers, layer._modules)]
+    members = [(held, dict(held)) for held in holders]
+    modes = [(layer, layer.training) for layer in layers]
+    values = {
+        tensor: (tensor.detach().clone(), tensor.requires_grad, tensor.grad, _copy(tensor.grad))
+        for module in modules
+        for tensor in (*module.parameters(), *module.buffers())
+    }
     try:
         yield
     finally:
-        for module, before, gradients in zip(modules, values, slopes, strict=True):
-            with torch.no_grad():
-                for name, tensor in _tensors(module):
-                    tensor.copy_(before[name])
-            for parameter, gradient in zip(module.parameters(), gradients, strict=True):
-                parameter.grad = gradient
+        for held, before in members:
+            held.clear()
+            held.update(before)
+        for layer, training in modes:
+            layer.training = training
+        with torch.no_grad():
+            for tensor, (value, requires_grad, gradient, slope) in values.items():
+                tensor.copy_(value)
+                tensor.requires_grad_(requires_grad)
+                tensor.grad = gradient
+                if gradient is not None and slope is not None:
+                    gradient.copy_(slope)
+
+
+@contextmanager
+def same_parameters(call: str, **modules: nn.Module) -> Iterator[None]:
+    """Refuse a call that gives one of `modules`, by their roles, other parameter objects; let it freeze what it likes.
+
+    Raises:
+        ValueError: a parameter is another object than before.
+    """
+    before = {role: dict(module.named_parameters()) for role, module in modules.items()}
+    flags = [(p, p.requires_grad) for named in before.values() for p in named.values()]
+    yield
+    for role, module in modules.items():
+        after = dict(module.named_parameters())
+        for name in (*before[role], *after):
+            if before[role].get(name) is not after.get(name):
+                raise ValueError(
+                    f"{call} must write into the parameters of {role}, such as by copy_ under torch.no_grad(), but "
+                    f"'{name}' is another object than before"
+                )
+    for parameter, requires_grad in flags:
+        parameter.requires_grad_(requires_grad)
 
 
 @contextmanager
@@ -108,5 +150,5 @@ def common_random_numbers(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()

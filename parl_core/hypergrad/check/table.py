@@ -10,11 +10,11 @@ from torch import Tensor
 _WIDTH = 100
 _LONGEST_NAME = 28
 _AT_THE_SOFT_OPTIMUM = ("Fisher", "HPGD", "BCHG")
-# What each is expected to be off by, and why; printed below a table that holds it.
-_EXPECTED_OFF = {
+# What each lacks, so that it is exact in special cases at most; printed below a table that holds it.
+_INEXACT = {
     "LogProbHessian": "leaves the score products out of the Hessian (PARL as printed)",
     "Identity": "has no curvature",
-    "SoBiRL": "drops the reward's effect on later values",
+    "SoBiRL": "drops the reward's effect on later values, of which a single step has none",
     "DirectOnly": "leaves out the implicit term, as classical RLHF does",
     "ZeroOrder": "is random, with an error of about √(number of parameters / directions)",
 }
@@ -26,9 +26,9 @@ class CheckRow:
 
     name: str
     relative_error: float | None
-    """‖gradient − reference‖ / ‖reference‖, of the total gradient."""
+    """‖gradient − reference‖ / ‖reference‖, of the total gradient; where the reference is 0, 0 or inf."""
     cosine: float | None
-    """Between the two."""
+    """Between the two; None where either is 0."""
     norm_ratio: float | None
     """‖gradient‖ / ‖reference‖."""
     cost: float | None
@@ -50,11 +50,12 @@ class CheckTable:
     reference: Tensor
     """(K,) the finite differences: (num_upper_params,), or along K random directions if there are too many."""
     reference_error: float
-    """Their own relative error, as estimated from a second step size. Errors below it say nothing."""
+    """Their own relative error, as estimated from a second step size; errors below it say nothing. inf where the differences
+    do not see the implicit term, as the title then says."""
 
     def __str__(self) -> str:
         """Plain text of at most 100 columns."""
-        names = [_short(row.name) + (" *" if row.name in _EXPECTED_OFF else "") for row in self.rows]
+        names = [_short(row.name) + (" *" if row.name in _INEXACT else "") for row in self.rows]
         width = max(map(len, [*names, "estimator"]))
         head = f"{'estimator':<{width}}  rel. error   cosine  norm ratio   cost  seconds  "
         room = _WIDTH - len(head)
@@ -75,9 +76,9 @@ class CheckTable:
         text = [textwrap.fill(line, _WIDTH) for line in self.title.splitlines()]
         text += ["", f"{head}note", rule, *(line.rstrip() for line in lines), rule]
         text += [_footnote(f"[{number}] ", note) for number, note in enumerate(below, 1)]
-        reasons = [f"{row.name} {_EXPECTED_OFF[row.name]}" for row in self.rows if row.name in _EXPECTED_OFF]
+        reasons = [f"{row.name} {_INEXACT[row.name]}" for row in self.rows if row.name in _INEXACT]
         if reasons:
-            text.append(_footnote("* ", f"expected to be off: {'; '.join(reasons)}."))
+            text.append(_footnote("* ", f"not exact in general: {'; '.join(reasons)}."))
         if any(row.name in _AT_THE_SOFT_OPTIMUM and row.relative_error is not None for row in self.rows):
             text.append("  Fisher, HPGD and BCHG are exact only at a soft optimum that the policy class contains.")
         return "\n".join(text)

@@ -13,6 +13,7 @@ from .solution import LinearOperator, Solution, Solver, damping_of
 from .system import System, norms
 
 Damping = float | Literal["auto"]
+_PRODUCTS = 10
 
 
 class Damped:
@@ -25,12 +26,11 @@ class Damped:
         cost: of one product, in gradients of the policy's log-probabilities; None if A does not say.
 
     Raises:
-        ValueError: a damping that is negative or not finite.
+        ValueError: a damping that is a bool, negative or not finite.
     """
 
     def __init__(self, operator: LinearOperator, damping: float) -> None:
-        if not 0 <= damping < float("inf"):
-            raise ValueError(f"damping must be finite and at least 0, got {damping}")
+        _check_number(damping)
         self._operator, self._added = operator, damping
         self.damping = damping_of(operator) + damping
         self.cost: float | None = getattr(operator, "cost", None)
@@ -51,11 +51,16 @@ def check_damping(damping: object) -> None:
     if isinstance(damping, str):
         if damping != "auto":
             raise ValueError(f"damping must be a number or 'auto', got '{damping}'")
-    elif not isinstance(damping, float | int) or not 0 <= damping < float("inf"):
-        raise ValueError(f"damping must be finite and at least 0, got {damping}")
+    else:
+        _check_number(damping)
 
 
-def automatic_damping(operator: LinearOperator, rhs: Tensor, *, products: int = 10) -> float:
+def _check_number(damping: object) -> None:
+    if isinstance(damping, bool) or not isinstance(damping, float | int) or not 0 <= damping < float("inf"):
+        raise ValueError(f"damping must be finite and at least 0, a number and not a bool, got {damping}")
+
+
+def automatic_damping(operator: LinearOperator, rhs: Tensor, *, products: int = _PRODUCTS) -> float:
     """The damping under which operator(x) = rhs can be solved, by a fixed rule from `products` products.
 
     Lanczos steps from rhs, with full reorthogonalisation, give Ritz values of A, and
@@ -85,12 +90,39 @@ def automatic_damping(operator: LinearOperator, rhs: Tensor, *, products: int = 
     >>> round(automatic_damping(lambda v: diagonal * v, torch.ones(3)), 4)
     2.004
     """
+    return _damping_for(_ritz_values(_lanczos_system(operator, rhs, products), products))
+
+
+def solve_with_automatic_damping(
+    solver: Solver, operator: LinearOperator, rhs: Tensor, x0: Tensor | None
+) -> tuple[Damped, Solution]:
+    """The operator damped for rhs (P,), and the solution; what choosing the damping took is counted in it.
+
+    The shifted system hides the negative curvature that the damping was chosen to lift: `negative_curvature` tells of
+    that too, since it means that the lower level is not at an optimum.
+    """
+    system = _lanczos_system(operator, rhs, _PRODUCTS)
+    ritz = _ritz_values(system, _PRODUCTS)
+    damped = Damped(operator, _damping_for(ritz))
+    solution = solver(damped, rhs, x0)
+    spent = system.products
+    return damped, dataclasses.replace(
+        solution,
+        negative_curvature=solution.negative_curvature or _has_negative(ritz, rhs),
+        products=solution.products + spent,
+        cost=None if solution.cost is None or damped.cost is None else solution.cost + spent * damped.cost,
+    )
+
+
+def _lanczos_system(operator: LinearOperator, rhs: Tensor, products: int) -> System:
     if not isinstance(products, int) or products < 1:
         raise ValueError(f"products must be an integer of at least 1, got {products!r}")
     if rhs.dim() != 1:
         raise ValueError(f"rhs must be a vector (P,), got shape {tuple(rhs.shape)}")
-    system = System(operator, rhs)
-    ritz = _ritz_values(system, products)
+    return System(operator, rhs)
+
+
+def _damping_for(ritz: Tensor) -> float:
     if not bool(torch.isfinite(ritz).all()):
         return 0.0
     largest = float(ritz.abs().max()) if ritz.numel() else 0.0
@@ -99,21 +131,12 @@ def automatic_damping(operator: LinearOperator, rhs: Tensor, *, products: int = 
     return 1e-3 * largest + 2.0 * max(0.0, -float(ritz.min()))
 
 
-def solve_with_automatic_damping(
-    solver: Solver, operator: LinearOperator, rhs: Tensor, x0: Tensor | None
-) -> tuple[Damped, Solution]:
-    """The operator damped for rhs (P,), and the solution; what choosing the damping took is counted in it."""
-    spent = 0
-
-    def counted(vector: Tensor) -> Tensor:
-        nonlocal spent
-        spent += 1
-        return operator(vector)
-
-    damped = Damped(operator, automatic_damping(counted, rhs))
-    solution = solver(damped, rhs, x0)
-    cost = None if solution.cost is None or damped.cost is None else solution.cost + spent * damped.cost
-    return damped, dataclasses.replace(solution, products=solution.products + spent, cost=cost)
+def _has_negative(ritz: Tensor, rhs: Tensor) -> bool:
+    """Whether a Ritz value is below zero by more than the rounding of the products in rhs's dtype."""
+    if not ritz.numel():
+        return False
+    rounding = max(10.0, rhs.shape[0] ** 0.5) * torch.finfo(rhs.dtype).eps * ritz.abs().max()
+    return bool(ritz.min() < -rounding)
 
 
 def _ritz_values(system: System, products: int) -> Tensor:

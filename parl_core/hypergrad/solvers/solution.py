@@ -99,7 +99,8 @@ class Solution:
     damping: float
     """The multiple of the identity that the operator holds, if it says so; 0 otherwise."""
     negative_curvature: bool
-    """Whether a direction with pᵀA p < 0 was met, in any of the systems: A is not positive definite there."""
+    """Whether a direction with pᵀA p < 0 was met, in any of the systems: A is not positive definite there. Where the
+    damping was chosen automatically, whether A without it has such a direction: the damping lifts what it finds."""
     products: int = 0
     """Products of the operator with a vector, those for true residuals, step sizes and sketches included."""
     cost: float | None = None

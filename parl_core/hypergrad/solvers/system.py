@@ -33,6 +33,8 @@ class System:
         check_vectors("rhs", rhs)
         if x0 is not None:
             check_vectors("x0", x0, like=rhs)
+            x0 = x0.detach()
+        rhs = rhs.detach()  # a solution is a number; what it depends on is the caller's affair
         self._operator = operator
         block = getattr(operator, "block", None)
         self._block = block if callable(block) else None
