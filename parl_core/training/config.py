@@ -56,7 +56,7 @@ class ImplicitConfig:
 
     share: float = 1.0
     """Factor on the implicit term."""
-    max_ratio: float = 0.2
+    max_ratio: float = 0.1
     """The implicit term is shortened to this multiple of the cross-entropy gradient's norm, if longer."""
     recent_steps: int = 1000
     """Steps that stand for on-policy data: on-policy queries come from the episodes that hold the latest so many steps,
