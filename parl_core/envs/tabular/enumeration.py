@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..trajectories import Trajectories
-from .tabular_mdp import Array, TabularMDP, checked_policy
+from ...trajectories import Trajectories
+from .mdp import Array, TabularMDP, checked_policy
 
 _MAX_ENUMERATED_NUMBERS = 2**28  # entries of the observations of an enumeration: 2 GiB
 

@@ -79,7 +79,7 @@ def iterate_amd(
     scalars,
     slopes,
 ):
-    """The sweeps of `tabular_amd`, until the largest relative change is at most `tolerance`.
+    """The sweeps of `iteration`, until the largest relative change is at most `tolerance`.
 
     Args: transitions (S,A,S), rewards and upper_rewards (S,A), jacobian (S,A,P), upper_jacobian (S,A,P) or (S,A,0) if
     the upper reward is fixed, scalars (2,S) = V and V_U, slopes (3,S,P) = ∇V, ∇V_U through r_U and ∇V_U through π; all

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import import_extra
-from .tabular_bilevel import ExactHypergradient, checked_jacobians
-from .tabular_mdp import Array, TabularMDP, checked, checked_table
-from .tabular_soft import check_temperature
+from ...errors import import_extra
+from .bilevel import ExactHypergradient, checked_jacobians
+from .mdp import Array, TabularMDP, checked, checked_table
+from .soft import check_temperature
 
 
 class AMDState(NamedTuple):
@@ -84,7 +84,7 @@ def amd_iteration(
     upper_rewards = checked_table("upper_rewards", upper_rewards, mdp)
     num_states, num_params = mdp.num_states, jacobian.shape[2]
     import_extra("numba", "numba", needed_for="Adaptive model design")
-    from .tabular_kernels import iterate_amd
+    from .kernels import iterate_amd
 
     scalars, slopes = np.zeros((2, num_states)), np.zeros((3, num_states, num_params))
     if start is not None:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import import_extra
-from .tabular_mdp import Array, TabularMDP, checked_table, state_transitions
+from ...errors import import_extra
+from .mdp import Array, TabularMDP, checked_table, state_transitions
 
 
 class SoftSolution(NamedTuple):
@@ -50,7 +50,7 @@ def soft_value_iteration(
     rewards = checked_table("rewards", rewards, mdp)
     check_temperature(temperature)
     import_extra("numba", "numba", needed_for="Soft value iteration")
-    from .tabular_kernels import iterate_soft_values
+    from .kernels import iterate_soft_values
 
     value, iterations, residual = iterate_soft_values(
         mdp.transitions, rewards, float(mdp.discount), float(temperature), float(tolerance), max_iterations

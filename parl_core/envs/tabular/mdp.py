@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import NonFiniteError
+from ...errors import NonFiniteError
 
 Array = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ different arithmetic, and so check one another:
     hpgd                  forward: ∇Q and ∇V as values of ∇r under π*
     bc_hg                 forward, without ∇V: the baseline stands on the upper values instead
 
-`sobirl_shortcut` drops γ P dV and is not that vector: a baseline to beat. `tabular_amd` and `tabular_perturbed` have the
+`sobirl_shortcut` drops γ P dV and is not that vector: a baseline to beat. `iteration` and `perturbed` have the
 estimators that iterate and those that compare policies of perturbed rewards.
 """
 
@@ -18,9 +18,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .tabular_bilevel import ExactHypergradient, SolvedBilevel, solve_bilevel
-from .tabular_mdp import Array, TabularMDP, state_transitions
-from .tabular_soft import soft_policy_vjp
+from .bilevel import ExactHypergradient, SolvedBilevel, solve_bilevel
+from .mdp import Array, TabularMDP, state_transitions
+from .soft import soft_policy_vjp
 
 
 def exact_hypergradient(

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .tabular_bilevel import ExactHypergradient, SolvedBilevel, solve_bilevel
-from .tabular_mdp import Array, TabularMDP, expected_return, occupancy
-from .tabular_soft import require_converged, soft_value_iteration
+from .bilevel import ExactHypergradient, SolvedBilevel, solve_bilevel
+from .mdp import Array, TabularMDP, expected_return, occupancy
+from .soft import require_converged, soft_value_iteration
 
 
 def nudged_contrast(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .tabular_mdp import (
+from .mdp import (
     Array,
     PolicyValue,
     TabularMDP,
@@ -20,7 +20,7 @@ from .tabular_mdp import (
     occupancy,
     policy_value,
 )
-from .tabular_soft import SoftSolution, require_converged, soft_value_iteration
+from .soft import SoftSolution, require_converged, soft_value_iteration
 
 
 class ExactHypergradient(NamedTuple):
