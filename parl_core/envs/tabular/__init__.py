@@ -13,10 +13,10 @@ to import from; the files behind it:
 
 from __future__ import annotations
 
-from .iteration import AMDState, amd, amd_iteration
 from .bilevel import ExactHypergradient
 from .enumeration import enumerate_trajectories
 from .estimators import bc_hg, exact_hypergradient, fisher_implicit, hpgd, sobirl_shortcut
+from .iteration import AMDState, amd, amd_iteration
 from .mdp import Array, PolicyValue, TabularMDP, expected_return, occupancy, policy_value, random_mdp
 from .perturbed import nudged_contrast, value_penalty, zero_order
 from .soft import SoftSolution, soft_policy_vjp, soft_value_iteration
