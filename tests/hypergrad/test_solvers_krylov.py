@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 import parl_core as parl
+from parl_core.hypergrad.solvers.system import rounding_allowance
 from tests.hypergrad.systems import F64, krylov_basis, spd, symmetric
 
 
@@ -34,6 +37,57 @@ def test_minres_reaches_the_smallest_residual_of_the_krylov_space(steps, warm):
     torch.testing.assert_close(solution.value, optimum, rtol=0, atol=1e-9)
     assert float(solution.residuals[-1]) == pytest.approx(float((rhs - matrix @ optimum).norm() / rhs.norm()), rel=1e-7)
     assert (solution.residuals.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("solver", [parl.CG(), parl.MINRES(), parl.NystromPCG()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("size", [50, 200])
+def test_float32_ends_well_at_the_rounding_of_the_operator(solver, size):
+    """A power law under the automatic damping, κ = 1000: no float32 residual gets to the default rtol."""
+    for seed in range(4):
+        matrix, rhs = symmetric(torch.logspace(0, -6, size), seed=seed, dtype=torch.float32)
+        damping = parl.automatic_damping(lambda v, matrix=matrix: matrix @ v, rhs)
+        damped = matrix + damping * torch.eye(size)
+        if isinstance(solver, parl.NystromPCG):
+            solver.reset()
+        solution = solver(lambda v, damped=damped: damped @ v, rhs)
+        exact = torch.linalg.solve(damped.to(F64), rhs.to(F64))
+        true = (rhs.to(F64) - damped.to(F64) @ solution.value.to(F64)).norm() / rhs.to(F64).norm()
+        assert solution.status is parl.Status.CONVERGED
+        assert 1e-5 < float(solution.residuals[-1]) <= 1e-4
+        assert float(true) <= 1e-4
+        assert float((solution.value.to(F64) - exact).norm() / exact.norm()) < 1e-4
+        wide = solver(lambda v, damped=damped: damped.to(F64) @ v, rhs.to(F64))
+        assert float(wide.residuals[-1]) <= 1e-5
+
+
+@pytest.mark.parametrize("solver", [parl.CG(), parl.MINRES(), parl.NystromPCG()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("outside", [1.0, 1e-2, 2e-4])
+def test_rounding_excuses_no_inconsistency(solver, outside):
+    """A part of the right-hand side that no x reaches is no rounding, however far x runs along the null space."""
+    values = torch.cat([torch.zeros(6), torch.logspace(-3, 0, 44)])
+    for seed in range(10):
+        matrix, rhs = symmetric(values, seed=seed, dtype=torch.float32)
+        vectors = torch.linalg.eigh(matrix.to(F64))[1]
+        inside, null = vectors[:, 6:] @ (vectors[:, 6:].T @ rhs.to(F64)), vectors[:, 0]
+        rhs = (inside / inside.norm() + outside * null).to(torch.float32)
+        if isinstance(solver, parl.NystromPCG):
+            solver.reset()
+        solution = solver(lambda v, matrix=matrix: matrix @ v, rhs)
+        assert not solution.status.ok
+        assert float(solution.residuals[-1]) > 1e-4
+
+
+def test_the_allowance_for_rounding_is_bounded():
+    def allowance(length, rtol):
+        return float(rounding_allowance(torch.tensor([length]), torch.tensor(2.0), rtol))
+
+    eps = torch.finfo(torch.float32).eps
+    assert allowance(5.0, 1e-5) == pytest.approx(40 * eps)
+    assert allowance(1e30, 1.0) == pytest.approx(4000 * eps)
+    assert allowance(1e30, 1e-5) == pytest.approx(1e-4)
+    assert math.isnan(allowance(float("nan"), 1e-5))
+    wide = rounding_allowance(torch.tensor([1e30], dtype=F64), torch.tensor(2.0, dtype=F64), 1e-5)
+    assert float(wide) < 1e-12
 
 
 def test_minres_on_a_direction_of_curvature_zero():

@@ -40,7 +40,7 @@ class MINRES:
     """
 
     rtol: float = 1e-5
-    """Ends when ‖b − A x‖ ≤ rtol·‖b‖."""
+    """Ends when ‖b − A x‖ ≤ rtol·‖b‖, or where it has stopped falling within 10·rtol and within rounding of A x."""
     max_iterations: int = 200
     """At most this many iterations."""
 
@@ -73,7 +73,6 @@ class _State(Iterate):
     phi_bar: Tensor  # φ̄_k, the residual's norm as the recurrence has it
     direction: Tensor  # (…, P) d_{k−1}
     previous_direction: Tensor  # (…, P) d_{k−2}
-    operator_norm: Tensor  # the largest ‖A v‖ so far
 
 
 class _MinimumResiduals:

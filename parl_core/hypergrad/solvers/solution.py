@@ -37,7 +37,7 @@ class Status(enum.Enum):
     In the order of severity: of several right-hand sides the worst is told.
     """
 
-    CONVERGED = "the true residual is within rtol"
+    CONVERGED = "the true residual is within rtol, or within ten times rtol where rounding of A x allows no less"
     MAX_ITERATIONS = (
         "max_iterations was reached before rtol: raise max_iterations, loosen rtol, or add damping if the residuals "
         "have stopped falling"
@@ -78,7 +78,7 @@ class Status(enum.Enum):
 
     @property
     def ok(self) -> bool:
-        """Whether the value solves the system to the tolerance asked for."""
+        """Whether the value solves the system, to the tolerance asked for or as far as the dtype allows."""
         return self is Status.CONVERGED
 
 
