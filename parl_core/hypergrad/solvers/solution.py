@@ -54,6 +54,10 @@ class Status(enum.Enum):
         "the system is singular to this precision and has no solution, so the value only makes the residual as small as it "
         "can be: add damping, or use an entropy temperature that makes the lower problem strongly concave"
     )
+    NOT_SYMMETRIC = (
+        "the operator is not symmetric, or gives another product each time, so that the value solves nothing: look for "
+        "dropout or randomness in the policy, or a custom operator that is not symmetric"
+    )
     DIVERGED = (
         "the series diverges: step_size is not below 2 / (largest eigenvalue), or the operator has a negative eigenvalue; "
         "leave step_size at None, add damping, or use MINRES"
