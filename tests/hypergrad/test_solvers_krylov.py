@@ -133,6 +133,35 @@ def test_minres_does_not_mistake_ill_conditioning_for_singularity(condition):
     assert not solution.negative_curvature
 
 
+@pytest.mark.parametrize("signs", ["definite", "indefinite"])
+@pytest.mark.parametrize(
+    ("dtype", "condition", "tolerance"),
+    [
+        (torch.float32, 4e3, 1e-3), (torch.float32, 1e4, 3e-3), (torch.float32, 1e5, 3e-2),
+        (F64, 1e8, 1e-5), (F64, 1e10, 1e-3),
+    ],
+)  # fmt: skip
+def test_minres_does_not_mistake_a_few_small_eigenvalues_for_zero(dtype, condition, tolerance, signs):
+    """Three eigenvalues far below √eps·‖A‖, apart from all others: x is as accurate as κ·eps allows, and as CG's."""
+    for seed in range(20):
+        values = torch.ones(30, dtype=F64)
+        values[-3:] = 1 / condition
+        if signs == "indefinite":
+            values[::5] *= -1
+        matrix, rhs = symmetric(values, seed=seed, dtype=dtype)
+        exact = torch.linalg.solve(matrix.to(F64), rhs.to(F64))
+
+        def error(solver, matrix=matrix, rhs=rhs, exact=exact):
+            solution = solver(lambda v: matrix @ v, rhs)
+            return solution.status, float((solution.value.to(F64) - exact).norm() / exact.norm())
+
+        status, minres = error(parl.MINRES(max_iterations=500))
+        assert status in (parl.Status.CONVERGED, parl.Status.STAGNATED)
+        assert minres < tolerance
+        if signs == "definite":
+            assert minres < 10 * error(parl.CG(max_iterations=500))[1] + 10 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("solver", [parl.CG(max_iterations=100), parl.MINRES(max_iterations=100)], ids=["CG", "MINRES"])
 @pytest.mark.parametrize("condition", [1e2, 1e4, 1e6])
 def test_no_negative_curvature_is_invented_by_rounding(solver, condition):

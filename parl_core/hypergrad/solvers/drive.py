@@ -121,6 +121,7 @@ def drive(method: Method[State], system: System, *, rtol: float, max_iterations:
         iterations=iterations,
         residuals=torch.where(over, state.norm.flatten(), residuals),
         negative=bool(state.negative.any()),
+        operator_norm=state.operator_norm,
     )
 
 

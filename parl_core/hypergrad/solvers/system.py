@@ -24,6 +24,7 @@ class Outcome:
     iterations: int
     residuals: Tensor  # (iterations + 1, K)
     negative: bool
+    operator_norm: Tensor | None = None  # () or (K, 1), the largest ‖A p‖ / ‖p‖ seen, from an iterative solver
 
 
 class System:
