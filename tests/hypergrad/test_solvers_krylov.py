@@ -141,11 +141,13 @@ def test_minres_does_not_mistake_ill_conditioning_for_singularity(condition):
         (F64, 1e8, 1e-5), (F64, 1e10, 1e-3),
     ],
 )  # fmt: skip
-def test_minres_does_not_mistake_a_few_small_eigenvalues_for_zero(dtype, condition, tolerance, signs):
-    """Three eigenvalues far below √eps·‖A‖, apart from all others: x is as accurate as κ·eps allows, and as CG's."""
+def test_minres_does_not_mistake_small_eigenvalues_for_zero(dtype, condition, tolerance, signs):
+    """Below √eps·‖A‖, three apart from all others or one after the other: x is right, and as CG's is."""
     for seed in range(20):
-        values = torch.ones(30, dtype=F64)
+        values = torch.ones(30, dtype=F64) if seed % 2 else torch.linspace(0.2, 1.0, 30, dtype=F64)
         values[-3:] = 1 / condition
+        if seed % 4 == 3:
+            values = torch.logspace(0, -math.log10(condition), 30, dtype=F64)
         if signs == "indefinite":
             values[::5] *= -1
         matrix, rhs = symmetric(values, seed=seed, dtype=dtype)
@@ -155,11 +157,11 @@ def test_minres_does_not_mistake_a_few_small_eigenvalues_for_zero(dtype, conditi
             solution = solver(lambda v: matrix @ v, rhs)
             return solution.status, float((solution.value.to(F64) - exact).norm() / exact.norm())
 
-        status, minres = error(parl.MINRES(max_iterations=500))
+        status, minres = error(parl.MINRES(max_iterations=2000))
         assert status in (parl.Status.CONVERGED, parl.Status.STAGNATED)
         assert minres < tolerance
         if signs == "definite":
-            assert minres < 10 * error(parl.CG(max_iterations=500))[1] + 10 * torch.finfo(dtype).eps
+            assert minres < max(10 * error(parl.CG(max_iterations=2000))[1], 0.1 * tolerance)
 
 
 @pytest.mark.parametrize("solver", [parl.CG(max_iterations=100), parl.MINRES(max_iterations=100)], ids=["CG", "MINRES"])

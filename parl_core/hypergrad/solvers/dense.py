@@ -18,7 +18,8 @@ class Dense:
     Directions whose eigenvalue is lost in the rounding of the products, below √P·eps·|largest|, are treated as the null
     space and left at zero (minimum norm), unless the operator's own damping makes them count. One product more gives the
     true residual. Having the matrix, it tells an operator that is not symmetric, or not the same at every product, from
-    all others: NOT_SYMMETRIC, where the two sides of the matrix, or it and the last product, differ by more than √eps.
+    all others: NOT_SYMMETRIC, where the two sides of the matrix, or it and the last product, differ by more than √eps
+    and rtol.
     """
 
     rtol: float = 1e-5
@@ -53,8 +54,9 @@ class Dense:
         images = system.product(torch.where(good, x, 0.0))
         residuals = torch.where(good, norms(rows - images), float("nan"))
         allowed = rounding_allowance(x, residuals.new_tensor(largest), self.rtol).clamp_min(self.rtol)
-        asymmetric = norms((matrix - matrix.T).flatten()) > eps**0.5 * norms(matrix.flatten())
-        unlike = norms(images - x @ matrix) > eps**0.5 * largest * norms(x)
+        tolerance = max(eps**0.5, self.rtol)
+        asymmetric = norms((matrix - matrix.T).flatten()) > tolerance * norms(matrix.flatten())
+        unlike = norms(images - x @ matrix) > tolerance * largest * norms(x)
 
         columns = (
             residuals <= allowed,

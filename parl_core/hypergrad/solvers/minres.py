@@ -7,9 +7,8 @@ How this differs from Paige & Saunders' code, and why:
    rounding does not let it fall much lower, while x goes off along the null space. A few small eigenvalues look the same,
    but from a new start at that x, with ‖A‖ as the new start sees it, they are no longer small: only a start that does
    not halve the residual has the last word, and is undone. Nor is the system called inconsistent where the residual is
-   within 4·eps·‖A‖·‖x‖. The null component that x then has
-   along r is removed, which leaves the minimum-norm least-squares solution (Liu, Milzarek & Roosta, "Obtaining
-   pseudo-inverse solutions with MINRES", 2023).
+   within 4·eps·‖A‖·‖x‖. The null component that x then has along r is removed, which leaves the minimum-norm
+   least-squares solution (Liu, Milzarek & Roosta, "Obtaining pseudo-inverse solutions with MINRES", 2023).
 3. Convergence is decided on b − A x, not on the estimate |φ̄| (see drive.py).
 """
 

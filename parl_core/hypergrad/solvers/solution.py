@@ -56,7 +56,8 @@ class Status(enum.Enum):
     )
     NOT_SYMMETRIC = (
         "the operator is not symmetric, or gives another product each time, so that the value solves nothing: look for "
-        "dropout or randomness in the policy, or a custom operator that is not symmetric"
+        "dropout or randomness in the policy, or a custom operator that is not symmetric; where its products are "
+        "in bfloat16 or float16, loosen rtol to 1e-2"
     )
     DIVERGED = (
         "the series diverges: step_size is not below 2 / (largest eigenvalue), or the operator has a negative eigenvalue; "
