@@ -223,7 +223,13 @@ def test_each_level_keeps_its_dtype(upper_dtype, lower_dtype):
 
 @pytest.mark.parametrize(
     "solver",
-    [parl.CG(rtol=0.02), parl.MINRES(rtol=0.02), parl.Neumann(rtol=0.02), parl.NystromPCG(3, rtol=0.02), parl.Dense()],
+    [
+        parl.CG(rtol=0.02),
+        parl.MINRES(rtol=0.02),
+        parl.Neumann(rtol=0.02),
+        parl.NystromPCG(3, rtol=0.02),
+        parl.Dense(rtol=0.02),
+    ],
     ids=["CG", "MINRES", "Neumann", "NystromPCG", "Dense"],
 )
 def test_every_solver_takes_bfloat16_modules(solver):

@@ -16,7 +16,7 @@ SOLVERS = {
     "Neumann": lambda rtol, limit: parl.Neumann(rtol=rtol, max_iterations=15 * limit),
     "NystromPCG": lambda rtol, limit: parl.NystromPCG(rank=6, rtol=rtol, max_iterations=limit),
     "Woodbury": lambda rtol, limit: parl.Woodbury(rtol=rtol),
-    "Dense": lambda rtol, limit: parl.Dense(),
+    "Dense": lambda rtol, limit: parl.Dense(rtol=rtol),
 }
 DIRECT = ("Woodbury", "Dense")
 ITERATIVE = [name for name in SOLVERS if name not in DIRECT]
@@ -279,9 +279,8 @@ def test_bad_arguments_are_named(name):
     if name != "Woodbury":
         with pytest.raises(ValueError, match="operator"):
             solver(lambda v: v[:1], torch.ones(2))
-    if name != "Dense":
-        with pytest.raises(ValueError, match="rtol"):
-            SOLVERS[name](0.0, 10)
+    with pytest.raises(ValueError, match="rtol"):
+        SOLVERS[name](0.0, 10)
     if name not in DIRECT:
         with pytest.raises(ValueError, match="max_iterations"):
             SOLVERS[name](1e-5, 0)

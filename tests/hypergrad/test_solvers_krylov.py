@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 import parl_core as parl
+from parl_core.hypergrad.solvers.system import rounding_allowance
 from tests.hypergrad.systems import F64, krylov_basis, spd, symmetric
 
 
@@ -34,6 +37,57 @@ def test_minres_reaches_the_smallest_residual_of_the_krylov_space(steps, warm):
     torch.testing.assert_close(solution.value, optimum, rtol=0, atol=1e-9)
     assert float(solution.residuals[-1]) == pytest.approx(float((rhs - matrix @ optimum).norm() / rhs.norm()), rel=1e-7)
     assert (solution.residuals.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("solver", [parl.CG(), parl.MINRES(), parl.NystromPCG()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("size", [50, 200])
+def test_float32_ends_well_at_the_rounding_of_the_operator(solver, size):
+    """A power law under the automatic damping, κ = 1000: no float32 residual gets to the default rtol."""
+    for seed in range(4):
+        matrix, rhs = symmetric(torch.logspace(0, -6, size), seed=seed, dtype=torch.float32)
+        damping = parl.automatic_damping(lambda v, matrix=matrix: matrix @ v, rhs)
+        damped = matrix + damping * torch.eye(size)
+        if isinstance(solver, parl.NystromPCG):
+            solver.reset()
+        solution = solver(lambda v, damped=damped: damped @ v, rhs)
+        exact = torch.linalg.solve(damped.to(F64), rhs.to(F64))
+        true = (rhs.to(F64) - damped.to(F64) @ solution.value.to(F64)).norm() / rhs.to(F64).norm()
+        assert solution.status is parl.Status.CONVERGED
+        assert 1e-5 < float(solution.residuals[-1]) <= 1e-4
+        assert float(true) <= 1e-4
+        assert float((solution.value.to(F64) - exact).norm() / exact.norm()) < 1e-4
+        wide = solver(lambda v, damped=damped: damped.to(F64) @ v, rhs.to(F64))
+        assert float(wide.residuals[-1]) <= 1e-5
+
+
+@pytest.mark.parametrize("solver", [parl.CG(), parl.MINRES(), parl.NystromPCG()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("outside", [1.0, 1e-2, 2e-4])
+def test_rounding_excuses_no_inconsistency(solver, outside):
+    """A part of the right-hand side that no x reaches is no rounding, however far x runs along the null space."""
+    values = torch.cat([torch.zeros(6), torch.logspace(-3, 0, 44)])
+    for seed in range(10):
+        matrix, rhs = symmetric(values, seed=seed, dtype=torch.float32)
+        vectors = torch.linalg.eigh(matrix.to(F64))[1]
+        inside, null = vectors[:, 6:] @ (vectors[:, 6:].T @ rhs.to(F64)), vectors[:, 0]
+        rhs = (inside / inside.norm() + outside * null).to(torch.float32)
+        if isinstance(solver, parl.NystromPCG):
+            solver.reset()
+        solution = solver(lambda v, matrix=matrix: matrix @ v, rhs)
+        assert not solution.status.ok
+        assert float(solution.residuals[-1]) > 1e-4
+
+
+def test_the_allowance_for_rounding_is_bounded():
+    def allowance(length, rtol):
+        return float(rounding_allowance(torch.tensor([length]), torch.tensor(2.0), rtol))
+
+    eps = torch.finfo(torch.float32).eps
+    assert allowance(5.0, 1e-5) == pytest.approx(40 * eps)
+    assert allowance(1e30, 1.0) == pytest.approx(4000 * eps)
+    assert allowance(1e30, 1e-5) == pytest.approx(1e-4)
+    assert math.isnan(allowance(float("nan"), 1e-5))
+    wide = rounding_allowance(torch.tensor([1e30], dtype=F64), torch.tensor(2.0, dtype=F64), 1e-5)
+    assert float(wide) < 1e-12
 
 
 def test_minres_on_a_direction_of_curvature_zero():
@@ -77,6 +131,37 @@ def test_minres_does_not_mistake_ill_conditioning_for_singularity(condition):
     solution = parl.MINRES(rtol=1e-7, max_iterations=2000)(lambda v: matrix @ v, rhs)
     assert solution.status is parl.Status.CONVERGED
     assert not solution.negative_curvature
+
+
+@pytest.mark.parametrize("signs", ["definite", "indefinite"])
+@pytest.mark.parametrize(
+    ("dtype", "condition", "tolerance"),
+    [
+        (torch.float32, 4e3, 1e-3), (torch.float32, 1e4, 3e-3), (torch.float32, 1e5, 3e-2),
+        (F64, 1e8, 1e-5), (F64, 1e10, 1e-3),
+    ],
+)  # fmt: skip
+def test_minres_does_not_mistake_small_eigenvalues_for_zero(dtype, condition, tolerance, signs):
+    """Below √eps·‖A‖, three apart from all others or one after the other: x is right, and as CG's is."""
+    for seed in range(20):
+        values = torch.ones(30, dtype=F64) if seed % 2 else torch.linspace(0.2, 1.0, 30, dtype=F64)
+        values[-3:] = 1 / condition
+        if seed % 4 == 3:
+            values = torch.logspace(0, -math.log10(condition), 30, dtype=F64)
+        if signs == "indefinite":
+            values[::5] *= -1
+        matrix, rhs = symmetric(values, seed=seed, dtype=dtype)
+        exact = torch.linalg.solve(matrix.to(F64), rhs.to(F64))
+
+        def error(solver, matrix=matrix, rhs=rhs, exact=exact):
+            solution = solver(lambda v: matrix @ v, rhs)
+            return solution.status, float((solution.value.to(F64) - exact).norm() / exact.norm())
+
+        status, minres = error(parl.MINRES(max_iterations=2000))
+        assert status in (parl.Status.CONVERGED, parl.Status.STAGNATED)
+        assert minres < tolerance
+        if signs == "definite":
+            assert minres < max(10 * error(parl.CG(max_iterations=2000))[1], 0.1 * tolerance)
 
 
 @pytest.mark.parametrize("solver", [parl.CG(max_iterations=100), parl.MINRES(max_iterations=100)], ids=["CG", "MINRES"])

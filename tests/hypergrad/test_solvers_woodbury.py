@@ -242,3 +242,16 @@ def test_an_eigenvalue_below_rounding_counts_where_the_damping_does():
     solution = parl.Woodbury()(operator, torch.tensor([0.0, 1.0, 0.0, 0.0]))
     assert solution.status is parl.Status.CONVERGED
     torch.testing.assert_close(solution.value, torch.tensor([0.0, 5e7, 0.0, 0.0]), rtol=1e-6, atol=1e-3)
+
+
+def test_float32_ends_well_at_the_rounding_of_the_operator():
+    """κ = 1000, as the automatic damping makes it: no float32 x has a residual within the default rtol."""
+    for seed in range(5):
+        rows = random(50, 200, seed=seed, dtype=torch.float32)
+        operator = LowRank(rows, torch.ones(50), damping=1e-3 * float(torch.linalg.matrix_norm(rows, 2)) ** 2)
+        rhs = random(200, seed=seed + 9, dtype=torch.float32)
+        solution = parl.Woodbury()(operator, rhs)
+        exact = torch.linalg.solve(operator.matrix, rhs.to(F64))
+        assert solution.status is parl.Status.CONVERGED
+        assert 1e-5 < float(solution.residuals[-1]) <= 1e-4
+        assert float((solution.value.to(F64) - exact).norm() / exact.norm()) < 1e-6

@@ -24,7 +24,7 @@ class CG:
     """
 
     rtol: float = 1e-5
-    """Ends when ‖b − A x‖ ≤ rtol·‖b‖."""
+    """Ends when ‖b − A x‖ ≤ rtol·‖b‖, or where it has stopped falling within 10·rtol and within rounding of A x."""
     max_iterations: int = 200
     """At most this many iterations."""
 
@@ -43,7 +43,6 @@ class _State(Iterate):
     residual: Tensor  # (…, P) r, as the recurrence has it
     direction: Tensor  # (…, P) p
     square: Tensor  # r·M⁻¹r
-    operator_norm: Tensor  # the largest ‖A p‖ / ‖p‖ so far
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class ConjugateGradients:
     """The method behind `CG` and `NystromPCG`; `precondition` applies M⁻¹, symmetric positive definite, to (…, P)."""
 
     precondition: Callable[[Tensor], Tensor]
+    operator_norm: float = 0.0  # what is known of ‖A‖, from below
     halt_status = Status.BREAKDOWN
     residual_is_true = False
 
@@ -58,7 +58,8 @@ class ConjugateGradients:
         direction = self.precondition(residual)
         norm = norms(residual)
         no = torch.zeros_like(norm, dtype=torch.bool)
-        return _State(x, norm, no, no, residual, direction, dots(residual, direction), torch.zeros_like(norm))
+        known = torch.full_like(norm, self.operator_norm)
+        return _State(x, norm, no, no, known, residual, direction, dots(residual, direction))
 
     def step(self, system: System, state: _State, rows: Sequence[int] | None) -> _State:
         image = system.product(state.direction, rows)

@@ -4,7 +4,8 @@ How this differs from a textbook's loop, and why:
 1. Convergence is decided on the true residual b − A x. A recurrence's residual only says when to look. The true one is
    also recomputed every 50 iterations; only if it is more than twice what the recurrence claims (or above rtol where the
    recurrence claims convergence) does the method start again from it, so that conjugacy is kept where nothing drifted.
-   Three restarts in a row that do not halve the residual end the solve.
+   Three restarts in a row that do not halve the residual end the solve, and one does where what is left is rounding of
+   A x. There the solve has converged, as far as this dtype can tell: see `rounding_allowance` in system.py.
 2. Every scalar stays on the device. On the CPU reading one is free, so the loop leaves early; elsewhere it runs its full
    count with the state frozen once it is over, and the host waits once, at the end.
 3. A NaN stays a NaN, and the status says whether the right-hand side, the start or a product brought it.
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from .solution import Status
-from .system import Outcome, System, all_finite, norms, true_rows
+from .system import Outcome, System, all_finite, norms, rounding_allowance, true_rows
 
 CHECK_EVERY = 50
 PATIENCE = 3
@@ -41,6 +42,7 @@ class Iterate:
     norm: Tensor  # ‖b − A x‖, true or as the recurrence has it, for ‖b‖ = 1
     negative: Tensor  # bool: a direction of negative curvature was met
     halted: Tensor  # bool: the method cannot go on; x is the last good iterate
+    operator_norm: Tensor  # the largest ‖A p‖ / ‖p‖ so far; 0 where the method's norm is true and nothing can drift
 
 
 State = TypeVar("State", bound=Iterate)
@@ -89,6 +91,7 @@ def drive(method: Method[State], system: System, *, rtol: float, max_iterations:
             state, restarted = _check(method, system, state, rtol, None if due == every else due)
             stuck = restarted & (state.norm > 0.5 * best)
             failures = torch.where(stuck, failures + 1, torch.where(restarted, 0, failures))
+            failures = torch.where(stuck & _is_rounding(state, rtol), PATIENCE, failures)
             best = torch.where(restarted, torch.minimum(best, state.norm), best)
             history[-1] = state.norm
             unchecked = [row for row in unchecked if row not in due]
@@ -107,10 +110,18 @@ def drive(method: Method[State], system: System, *, rtol: float, max_iterations:
     over = torch.arange(iterations + 1, device=x.device)[:, None] >= count.flatten()
     return Outcome(
         x=state.x,
-        statuses=_statuses(method, system, state, failures >= PATIENCE, rtol),
+        statuses=_statuses(
+            method,
+            system,
+            state,
+            # A restart has shown that the recurrence goes on below what x itself can reach.
+            converged=(state.norm <= rtol) | (torch.isfinite(best) & _is_rounding(state, rtol) & ~state.halted),
+            stagnated=failures >= PATIENCE,
+        ),
         iterations=iterations,
         residuals=torch.where(over, state.norm.flatten(), residuals),
         negative=bool(state.negative.any()),
+        operator_norm=state.operator_norm,
     )
 
 
@@ -140,8 +151,17 @@ def _check(
     corrected = dataclasses.replace(state, norm=norm)
     if _host_reads_are_free(norm.device) and not bool(again.any()):
         return corrected, again
-    fresh = dataclasses.replace(method.start(state.x, residual), negative=state.negative, halted=state.halted)
+    fresh = dataclasses.replace(
+        method.start(state.x, residual),
+        negative=state.negative,
+        halted=state.halted,
+        operator_norm=state.operator_norm,
+    )
     return _select(again, fresh, corrected), again
+
+
+def _is_rounding(state: Iterate, rtol: float) -> Tensor:
+    return state.norm <= rounding_allowance(state.x, state.operator_norm, rtol)
 
 
 def _select(condition: Tensor, yes: State, no: State) -> State:
@@ -149,10 +169,12 @@ def _select(condition: Tensor, yes: State, no: State) -> State:
     return type(yes)(**{name: torch.where(condition, getattr(yes, name), getattr(no, name)) for name in names})
 
 
-def _statuses(method: Method[State], system: System, state: State, stagnated: Tensor, rtol: float) -> list[Status]:
+def _statuses(
+    method: Method[State], system: System, state: State, *, converged: Tensor, stagnated: Tensor
+) -> list[Status]:
     start = system.rhs if system.x0 is None else system.x0
     columns = (
-        state.norm <= rtol,
+        converged,
         state.norm < float("inf"),
         all_finite(system.rhs),
         all_finite(start),

@@ -85,7 +85,7 @@ class _Richardson:
     def start(self, x: Tensor, residual: Tensor) -> _State:
         norm = norms(residual)
         no = torch.zeros_like(norm, dtype=torch.bool)
-        return _State(x, norm, no, no, residual, norm)
+        return _State(x, norm, no, no, torch.zeros_like(norm), residual, norm)
 
     def step(self, system: System, state: _State, rows: Sequence[int] | None) -> _State:
         x = torch.addcmul(state.x, self.step_size, state.residual)
@@ -99,6 +99,7 @@ class _Richardson:
             norm=torch.where(halted, state.norm, norm),
             negative=state.negative | (curvature < -100.0 * rounding * state.norm),
             halted=halted,
+            operator_norm=state.operator_norm,
             residual=torch.where(halted, state.residual, residual),
             smallest=torch.minimum(state.smallest, norm),
         )

@@ -42,7 +42,7 @@ class NystromPCG:
     rank: int = 20
     """Products spent on a sketch; at most P are. A little above the number of large eigenvalues."""
     rtol: float = 1e-5
-    """Ends when ‖b − A x‖ ≤ rtol·‖b‖."""
+    """Ends when ‖b − A x‖ ≤ rtol·‖b‖, or where it has stopped falling within 10·rtol and within rounding of A x."""
     max_iterations: int = 200
     """At most this many iterations."""
     seed: int = 0
@@ -68,7 +68,11 @@ class NystromPCG:
         is_new = sketch is None or not sketch.fits(rhs)
         if sketch is None or is_new:
             sketch = self._sketch = _make_sketch(system, damping, self.rank, self.seed)
-        method = ConjugateGradients(precondition=sketch.preconditioner(damping))
+        method = ConjugateGradients(
+            precondition=sketch.preconditioner(damping),
+            # The preconditioner keeps the search away from the largest eigenvalues; of another operator they tell nothing.
+            operator_norm=sketch.largest_curvature + damping if is_new else 0.0,
+        )
         solution = system.solution(drive(method, system, rtol=self.rtol, max_iterations=self.max_iterations))
         if not sketch.finite:  # the solve has named the NaN; the next one must not inherit it
             self.reset()
@@ -82,6 +86,10 @@ class _Sketch:
     eigenvalues: Tensor  # (rank,) Λ, positive, descending
     smallest_curvature: float  # of K over the span of the random vectors; 0 if none is negative beyond rounding
     finite: bool
+
+    @property
+    def largest_curvature(self) -> float:
+        return float(self.eigenvalues[0]) if self.eigenvalues.numel() else 0.0
 
     def fits(self, rhs: Tensor) -> bool:
         basis = self.basis

@@ -37,7 +37,7 @@ class Status(enum.Enum):
     In the order of severity: of several right-hand sides the worst is told.
     """
 
-    CONVERGED = "the true residual is within rtol"
+    CONVERGED = "the true residual is within rtol, or within ten times rtol where rounding of A x allows no less"
     MAX_ITERATIONS = (
         "max_iterations was reached before rtol: raise max_iterations, loosen rtol, or add damping if the residuals "
         "have stopped falling"
@@ -53,6 +53,11 @@ class Status(enum.Enum):
     INCONSISTENT = (
         "the system is singular to this precision and has no solution, so the value only makes the residual as small as it "
         "can be: add damping, or use an entropy temperature that makes the lower problem strongly concave"
+    )
+    NOT_SYMMETRIC = (
+        "the operator is not symmetric, or gives another product each time, so that the value solves nothing: look for "
+        "dropout or randomness in the policy, or a custom operator that is not symmetric; where its products are "
+        "in bfloat16 or float16, loosen rtol to 1e-2"
     )
     DIVERGED = (
         "the series diverges: step_size is not below 2 / (largest eigenvalue), or the operator has a negative eigenvalue; "
@@ -78,7 +83,7 @@ class Status(enum.Enum):
 
     @property
     def ok(self) -> bool:
-        """Whether the value solves the system to the tolerance asked for."""
+        """Whether the value solves the system, to the tolerance asked for or as far as the dtype allows."""
         return self is Status.CONVERGED
 
 

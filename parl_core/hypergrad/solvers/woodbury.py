@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .solution import LinearOperator, OuterProducts, Solution, Status, damping_of
-from .system import Outcome, System, as_rows, check_rtol, norms, true_rows
+from .system import Outcome, System, as_rows, check_rtol, norms, rounding_allowance, true_rows
 
 _REFINEMENTS = 2
 _PASSES = 3
@@ -51,7 +51,8 @@ class Woodbury:
     """
 
     rtol: float = 1e-5
-    """Refines, and does not call itself converged, where ‖b − A x‖ > rtol·‖b‖."""
+    """Refines where ‖b − A x‖ > rtol·‖b‖, and does not call itself converged there, but for rounding of A x within
+    10·rtol."""
 
     def __post_init__(self) -> None:
         check_rtol(self.rtol)
@@ -77,9 +78,12 @@ class Woodbury:
         x, lost = factor.solve(right)
         history, x = _refine(system, factor, x, lost <= self.rtol, self.rtol)
 
+        norm = history[-1].new_tensor(factor.operator_norm)
+        allowed = rounding_allowance(x, norm, self.rtol).flatten().tolist()
+
         def status(row: int) -> Status:
             residual = float(history[-1][row])
-            if residual <= self.rtol:
+            if residual <= max(self.rtol, allowed[row]):
                 return Status.CONVERGED
             if not residual < float("inf"):
                 return Status.NON_FINITE_OPERATOR if finite[row] else Status.NON_FINITE_RHS
@@ -127,6 +131,7 @@ class _Factor:
     values: Tensor  # (r,) λ
     kept: Tensor  # (r,) bool: where λ + damping is not lost in rounding
     damping: float
+    operator_norm: float  # the largest |eigenvalue| of A
     complete: bool  # whether W spans everything
     rounding: float  # of a right-hand side in its own dtype, relative to its norm
     negative: bool
@@ -179,6 +184,7 @@ def _factorise(terms: OuterProducts, damping: float, eps: float) -> _Factor:
         values=values,
         kept=kept,
         damping=damping,
+        operator_norm=max(largest, 0.0 if complete else abs(damping)),
         complete=complete,
         rounding=max(10.0, size**0.5) * eps,
         negative=bool((eigenvalues < -rounding).any()) or (damping < 0 and not complete),
