@@ -365,7 +365,7 @@ def test_a_damping_that_was_given_is_priced_on_request(solver):
         off = (result.error.damping_bias + damping * SLOPE / damped**2).norm() / (damping * SLOPE / damped**2).norm()
         assert off < 0.1
     assert result.error.damping_bias.norm() > 0.6 * result.total.norm()  # "too large" cannot be overlooked
-    assert "bias of the damping" in result.summary()
+    assert "effect of the damping" in result.summary()
 
 
 def test_no_damping_is_priced_at_nothing():
