@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 import parl_core as parl
 
@@ -16,13 +15,16 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_example(number, capsys):
-    torch.manual_seed(0)
     exec(compile(BLOCKS[number], f"README block {number}", "exec"), {})
     printed = capsys.readouterr().out
     assert "CONVERGED" in printed
-    for line in printed.splitlines():  # numbers may differ in their last digits from machine to machine
-        words = re.sub(r"\d[\d.e+-]*", "#", line)
-        assert words in re.sub(r"\d[\d.e+-]*", "#", README.read_text())
+    number = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+    for line in printed.splitlines():  # the last digits may differ from machine to machine
+        (shown,) = [
+            row for row in README.read_text().splitlines() if re.sub(number, "#", row) == re.sub(number, "#", line)
+        ]
+        for given, found in zip(re.findall(number, shown), re.findall(number, line), strict=True):
+            assert float(given) == pytest.approx(float(found), rel=0.1, abs=2e-5)
 
 
 def test_there_are_examples():

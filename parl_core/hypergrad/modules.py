@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -50,6 +50,16 @@ def takes_offsets(method: Callable[..., Any] | None) -> bool:
         return method is not None and "offsets" in inspect.signature(method).parameters
     except (TypeError, ValueError):  # a compiled callable without a signature
         return False
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module whose signature counts: torch.compile's and DataParallel's wrappers take anything."""
+    kinds = {c.__name__ for c in type(module).__mro__ if c.__module__.startswith("torch.")}
+    if "OptimizedModule" in kinds:
+        return _unwrapped(module._orig_mod)  # type: ignore[arg-type]
+    if kinds & {"DataParallel", "DistributedDataParallel"}:
+        return _unwrapped(module.module)  # type: ignore[arg-type]
+    return module
 
 
 def check_chunk_steps(chunk_steps: int | None) -> None:
@@ -136,7 +146,8 @@ class CapturedPolicy:
                 f"policy's parameters are {dtype}, which has too few digits for second derivatives: policy.float()"
             )
         self._names = [f"module.{name}" for name in named]
-        self.params = [p.detach().clone().requires_grad_() for p in named.values()]
+        self._own = list(named.values())
+        self.params = [p.detach().clone().requires_grad_() for p in self._own]
         self._buffers = {f"module.{name}": b.detach().clone() for name, b in policy.named_buffers()}
         self._method = MethodCall(policy)
         self.has_fisher = all(
@@ -171,6 +182,19 @@ class CapturedPolicy:
         for chunk in self._chunks_around(trajectories, int(log_prob.argmin()), chunk_steps or _CHECKED_STEPS):
             with torch.no_grad():
                 _refuse_drawing(self.log_prob(chunk), self.log_prob(chunk), "policy", "policy.log_prob")
+            self._refuse_other_names(self.log_prob(chunk))
+
+    def _refuse_other_names(self, log_prob: Tensor) -> None:
+        """Refuse a policy that reaches its parameters otherwise than by attribute: the captured would miss that part."""
+        if not log_prob.requires_grad:
+            return
+        found = torch.autograd.grad(log_prob.sum(), self._own, allow_unused=True)
+        for name, gradient in zip(self._names, found, strict=True):
+            if gradient is not None:
+                raise ValueError(
+                    f"policy.log_prob reaches its parameter '{name.removeprefix('module.')}' by another reference than the "
+                    "module's attribute, such as a list of tensors made once: look it up from the module at each call"
+                )
 
     def _chunks_around(self, trajectories: Trajectories, step: int, chunk_steps: int) -> Iterator[Chunk]:
         """About `_CHECKED_STEPS` steps, or the trajectory that `step` is in and some of those after it."""
@@ -252,12 +276,28 @@ class CapturedReward:
         self.module = reward
         self.own: list[nn.Parameter] = list(named.values())
         self.params: list[Tensor] = [p.detach().requires_grad_() for p in self.own]
-        self._state = {f"module.{name}": alias for name, alias in zip(named, self.params, strict=True)}
+        self._aliases = {f"module.{name}": alias for name, alias in zip(named, self.params, strict=True)}
         self._call = _FunctionCall(reward)
 
     def run(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
-        """function(reward, …), with the aliases in place of the parameters."""
-        return functional_call(self._call, self._state, (function, *args), kwargs)
+        """function(reward, …), with the aliases in place of the parameters and copies in place of the buffers."""
+        buffers = {f"module.{name}": b.detach().clone() for name, b in self.module.named_buffers()}
+        return functional_call(self._call, {**self._aliases, **buffers}, (function, *args), kwargs)
+
+    def gradient(
+        self, outputs: Sequence[Tensor], grad_outputs: Sequence[Tensor], *, retain_graph: bool = False
+    ) -> Tensor:
+        """(R,) Σ grad_outputs · ∂outputs/∂ν, for what `run` returned.
+
+        Of the aliases and, where the reward or a closure holds its parameters by another name, of the parameters themselves.
+        """
+        found = flat_grad(outputs, [*self.params, *self.own], grad_outputs, retain_graph=retain_graph)
+        return found[: len(found) // 2] + found[len(found) // 2 :]
+
+    def vjp(self, trajectories: Trajectories, coefficients: Tensor, *, chunk_steps: int | None) -> Tensor:
+        """(R,) ∇_ν Σ_t coefficients_t · r_ν(s_t, a_t), as `reward_vjp`."""
+        found = self.run(reward_vjp, trajectories, coefficients, [*self.params, *self.own], chunk_steps=chunk_steps)
+        return found[: len(found) // 2] + found[len(found) // 2 :]
 
     @torch.no_grad()
     def check_repeatable(self, trajectories: Trajectories) -> None:
@@ -266,14 +306,14 @@ class CapturedReward:
         Raises:
             ValueError: the calls disagree; on accelerators, by more than the order of additions explains.
         """
-        _check_inputs(trajectories, next(self.module.parameters(), None), "the reward's parameters")
-        whole = takes_offsets(self.module.forward)
-        for chunk in chunks(trajectories, _CHECKED_STEPS, whole=whole):
-            given = {"offsets": chunk.offsets} if whole else {}
-            first, second = (self.module(chunk.observations, chunk.actions, **given) for _ in range(2))
-            if isinstance(first, Tensor) and first.shape == second.shape:  # what else is wrong is told where it is used
-                _refuse_drawing(first, second, "reward", "reward(observations, actions)")
-            return
+        first, second = (self.run(_first_values, trajectories) for _ in range(2))
+        _refuse_drawing(first, second, "reward", "reward(observations, actions)")
+
+
+def _first_values(reward: nn.Module, trajectories: Trajectories) -> Tensor:
+    for _, values in _reward_chunks(reward, trajectories, _CHECKED_STEPS):
+        return values
+    return trajectories.weights.new_zeros(0)
 
 
 class _FunctionCall(nn.Module):
@@ -337,13 +377,16 @@ def _reward_chunks(
     reward: nn.Module, trajectories: Trajectories, chunk_steps: int | None
 ) -> Iterator[tuple[Chunk, Tensor]]:
     check_chunk_steps(chunk_steps)
-    _check_inputs(trajectories, next(reward.parameters(), None), "the reward's parameters")
-    whole = takes_offsets(reward.forward)
+    own = next((p for p in reward.parameters() if p.requires_grad), next(reward.parameters(), None))
+    _check_inputs(trajectories, own, "the reward's parameters")
+    whole = takes_offsets(_unwrapped(reward).forward)
     for chunk in chunks(trajectories, chunk_steps, whole=whole):
         values = reward(chunk.observations, chunk.actions, **({"offsets": chunk.offsets} if whole else {}))
         count = chunk.end - chunk.start
         if not isinstance(values, Tensor) or values.shape != (count,):
             raise ValueError(f"reward(observations, actions) must return shape (T,) = ({count},), got {_came(values)}")
+        if not values.is_floating_point():
+            raise ValueError(f"reward(observations, actions) must return floating-point numbers, got {values.dtype}")
         require_finite("reward(observations, actions)", values.detach())
         yield chunk, values
 

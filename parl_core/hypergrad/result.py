@@ -23,7 +23,8 @@ class ErrorEstimate:
 
     To first order in each error. Upper samples and trajectories count as drawn independently, and one object that serves in
     two roles as one sample; given weights as importance weights of a sample: of an exact enumeration, which has no
-    sampling error, the standard error means nothing.
+    sampling error, the standard error means nothing. Cross-fitted estimates get that of the whole data in one piece, which
+    is somewhat too small where folds are small.
     """
 
     stderr: Tensor | None = None

@@ -123,7 +123,7 @@ def test_wrong_kinds_are_named():
         parl.hypergradient(policy, reward, lower, upper, solver=parl.CG, **options)
     with pytest.raises(TypeError, match="curvature must be an instance"):
         parl.hypergradient(policy, reward, lower, upper, **{**options, "curvature": parl.Fisher})
-    with pytest.raises(ValueError, match=r"the reward's parameters are torch\.float64"):
+    with pytest.raises(ValueError, match=r"policy and reward must have parameters of the same dtype"):
         parl.hypergradient(policy, reward.double(), lower, upper, **options)
     with pytest.raises(ValueError, match="max_iterations must be an integer"):
         parl.CG(max_iterations=10.5)  # type: ignore[arg-type]
@@ -245,3 +245,106 @@ def test_dropout_in_the_reward_is_refused():
     ):
         parl.hypergradient(policy, reward, lower, upper, **options)
     assert parl.hypergradient(policy, reward.eval(), lower, upper, **options).total.isfinite().all()
+
+
+class Listed(nn.Module):
+    """A linear map whose parameters are held by a list as well, and used from there."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.held = [self.linear.weight, self.linear.bias]
+
+    def forward(self, observations, actions):
+        return (nn.functional.linear(observations, *self.held) * actions).sum(1)
+
+    def log_prob(self, observations, actions):
+        mean = nn.functional.linear(observations, *self.held)
+        return torch.distributions.Normal(mean, 1.0).log_prob(actions).sum(1)
+
+
+def test_parameters_held_by_another_name_are_not_missed():
+    torch.manual_seed(0)
+    held = Listed()
+    policy, reward, lower, upper, options = problem(reward=held)
+    result = parl.hypergradient(
+        policy, reward, lower, upper, regularizer=lambda r: sum(p.square().sum() for p in held.held), **options
+    )
+    held.forward = lambda o, a: (held.linear(o) * a).sum(1)
+    expected = parl.hypergradient(
+        policy, reward, lower, upper, regularizer=lambda r: sum(p.square().sum() for p in r.parameters()), **options
+    )
+    for name in ("direct", "implicit", "regularizer"):
+        assert getattr(expected, name).norm() > 0
+        torch.testing.assert_close(getattr(result, name), getattr(expected, name))
+    with pytest.raises(ValueError, match=r"reaches its parameter 'linear.weight' by another reference"):
+        parl.linearize(Listed(), lower)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_reward_is_the_reward(backend):
+    class Cumulative(nn.Module):
+        """Sums over the trajectory so far, if it is told where trajectories begin."""
+
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 1)
+
+        def forward(self, observations, actions, offsets=None):
+            values = self.linear(observations).squeeze(1)
+            starts = torch.zeros_like(values) if offsets is None else 0.1 * offsets[:-1].sum()
+            return values + starts * values.square()
+
+    policy, reward, lower, upper, options = problem(reward=Cumulative())
+    expected = parl.hypergradient(policy, reward, lower, upper, **options)
+    result = parl.hypergradient(policy, torch.compile(reward, backend=backend), lower, upper, **options)
+    torch.testing.assert_close(result.total, expected.total)
+
+
+def test_levels_of_different_dtypes_are_refused_and_frozen_parts_may_be_of_any():
+    class Backbone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen = nn.Linear(3, 4).bfloat16().requires_grad_(False)
+            self.head = nn.Linear(4, 1)
+
+        def forward(self, observations, actions):
+            return self.head(self.frozen(observations.bfloat16()).float()).squeeze(1)
+
+    policy, reward, lower, upper, options = problem(reward=Backbone())
+    assert parl.hypergradient(policy, reward, lower, upper, **options).total.isfinite().all()
+    with pytest.raises(ValueError, match=r"same dtype, got torch\.float32 and torch\.float64"):
+        parl.hypergradient(policy, reward.double(), lower, upper, **options)
+
+
+def test_a_rewards_buffers_are_left_alone():
+    reward = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = reward
+
+        def forward(self, observations, actions):
+            return self.network(torch.cat((observations, actions), 1)).squeeze(1)
+
+    policy, module, lower, upper, options = problem(reward=Normed())
+    before = {name: b.clone() for name, b in module.named_buffers()}
+    parl.hypergradient(policy, module, lower, upper, **options)
+    for name, buffer in module.named_buffers():
+        torch.testing.assert_close(buffer, before[name], rtol=0, atol=0)
+
+
+def test_error_probes_with_a_solver_and_a_curvature_of_ones_own():
+    policy, reward, lower, upper, options = problem()
+    options["solver"] = lambda operator, rhs, x0: parl.CG()(operator, rhs, x0)
+    assert parl.hypergradient(policy, reward, lower, upper, error_probes=2, **options).stderr.isfinite().all()
+
+    class Own:
+        def operator(self, linearization, rewards, discount):
+            return lambda v: v
+
+    options["curvature"] = Own()
+    assert parl.hypergradient(policy, reward, lower, upper, **options).total.isfinite().all()
+    with pytest.raises(TypeError, match="which Own's does not"):
+        parl.hypergradient(policy, reward, lower, upper, error_probes=2, **options)

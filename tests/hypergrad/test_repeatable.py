@@ -122,10 +122,10 @@ def test_the_check_looks_at_few_steps():
     policy, trajectories = Watched().to(F64), data((400, 100))
     trajectories.observations[-1, 0] = 100.0  # the least probable step is the last
     parl.linearize(policy, trajectories)
-    assert seen == [(500, True), (64, False), (64, False)]
+    assert seen == [(500, True), (64, False), (64, False), (64, True)]
     seen.clear()
     parl.linearize(policy, trajectories, chunk_steps=50)
-    assert seen == [(50, False)] * 12 + [(14, False)] * 2
+    assert seen == [(50, False)] * 12 + [(50, True)] + [(14, False)] * 2 + [(14, True)]
 
 
 @pytest.mark.parametrize("chunk_steps", [None, 1, 6])

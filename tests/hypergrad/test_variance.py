@@ -119,6 +119,30 @@ def test_two_folds_suffice_for_an_independent_upper_batch(smallest):
     torch.testing.assert_close(fitted, separate, rtol=1e-9, atol=1e-12)
 
 
+def test_two_folds_suffice_where_only_two_factors_share_their_data(smallest):
+    """b and C from one batch and H from another; or b and H, with C apart."""
+    small, options = smallest
+
+    def apart(one, other, i, *, cross_shares):
+        lower, cross = (other, one) if cross_shares else (one, other)
+        return small.call(lower, one, i, cross=cross, folds=2, **options).implicit
+
+    separate = small.expectation(
+        1,
+        lambda first, _: small.expectation(
+            1, lambda second, _: small.call(first, small.exact, every(small), cross=second, **options).implicit
+        ),
+    )
+    for cross_shares in (True, False):
+        fitted = small.expectation(
+            2,
+            lambda one, i, share=cross_shares: small.expectation(
+                2, lambda other, _: apart(one, other, i, cross_shares=share)
+            ),
+        )
+        torch.testing.assert_close(fitted, separate, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.filterwarnings("ignore::parl_core.HypergradientWarning")
 def test_the_solution_of_folds_is_their_worst_and_their_sum():
     """One iteration is not enough for the third of them."""

@@ -10,6 +10,7 @@ Feedback", ICLR 2024; the estimator is re-derived and checked against finite dif
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ...trajectories import PreferencePairs, Trajectories, require_finite
 from ..curvature import Curvature
-from ..flat import differentiating, flat_grad, without_autocast
+from ..flat import differentiating, flatten, without_autocast
 from ..losses import UpperLoss
 from ..modules import CapturedPolicy, CapturedReward
 from ..result import Hypergradient, warn_about
@@ -64,7 +65,7 @@ def hypergradient(
     Args:
         policy: module with `log_prob(observations, actions) -> (T,)`, at (or near) the optimum of the lower level, and in
             evaluation mode if it holds dropout, which is refused, or running statistics.
-        reward: module with `forward(observations, actions) -> (T,)`.
+        reward: module with `forward(observations, actions) -> (T,)`, in evaluation mode as the policy.
         lower: on-policy trajectories for H and C. Take them independent of `upper`: the three factors multiply, and
             sharing samples among them biases the product.
         upper: on-policy data for the direct term and b, of the kind that `loss` takes.
@@ -110,7 +111,7 @@ def hypergradient(
         if given.num_steps == 0:
             raise ValueError(f"{name} must hold at least one step, got none: without it there is no implicit term")
     captured_policy, captured = CapturedPolicy(policy), CapturedReward(reward)
-    _refuse_shared(policy, reward)
+    _check_levels(policy, reward)
 
     captured.check_repeatable(lower)
     losses, parts = _losses_and_parts(captured, loss, upper)
@@ -129,6 +130,7 @@ def hypergradient(
         cross=in_dtype(lower if cross is None else cross),
         baseline=baseline,
         chunk_steps=chunk_steps,
+        keep_graph=error_probes > 0,
     )
     outcome = chosen.implicit(problem, x0) if folds == 1 else cross_fit(chosen, problem, x0, folds)
     result = Hypergradient(
@@ -190,9 +192,15 @@ def _check_options(
         raise ValueError(f"discount must lie in [0, 1], got {discount}")
     if not isinstance(baseline, bool) and not callable(baseline):
         raise TypeError(f"baseline must be True, False or a function trajectories -> (T,), got {baseline!r}")
-    if not isinstance(error_probes, int) or error_probes < 0:
+    if isinstance(error_probes, bool) or not isinstance(error_probes, int) or error_probes < 0:
         raise ValueError(f"error_probes must be a whole number, at least 0, got {error_probes!r}")
     if isinstance(chosen, ImplicitFunction):
+        operator = chosen.curvature.operator
+        if error_probes and "weights" not in inspect.signature(operator).parameters:
+            raise TypeError(
+                "error_probes need a curvature whose operator(linearization, rewards, discount, weights=None) takes other "
+                f"weights of the trajectories, which {type(chosen.curvature).__name__}'s does not"
+            )
         return
     kind = type(chosen).__name__
     if error_probes:
@@ -203,14 +211,18 @@ def _check_options(
         raise ValueError(f"folds serve a product of factors from different data, which the estimator {kind} is not")
 
 
-def _refuse_shared(policy: nn.Module, reward: nn.Module) -> None:
+def _check_levels(policy: nn.Module, reward: nn.Module) -> None:
+    """Refuse a parameter that both levels share, and levels of different dtypes."""
     names = {id(p): name for name, p in policy.named_parameters() if p.requires_grad}
     for name, parameter in reward.named_parameters():
         if parameter.requires_grad and id(parameter) in names:
             raise ValueError(
                 f"policy's '{names[id(parameter)]}' and reward's '{name}' are the same parameter: it belongs to one level "
-                "only, so freeze it (requires_grad_(False)) in one of them or share a copy"
+                "only, so freeze it (requires_grad_(False)) or give one of them a copy"
             )
+    own, other = (next(p for p in module.parameters() if p.requires_grad).dtype for module in (policy, reward))
+    if own != other:
+        raise ValueError(f"policy and reward must have parameters of the same dtype, got {own} and {other}")
 
 
 def _losses_and_parts(
@@ -238,12 +250,11 @@ def _losses_and_parts(
 
 
 def _regularizer_gradient(regularizer: Callable[[nn.Module], Tensor] | None, reward: CapturedReward) -> Tensor:
-    params = reward.params
     if regularizer is None:
-        return torch.zeros(sum(p.numel() for p in params), dtype=params[0].dtype, device=params[0].device)
+        return torch.zeros_like(flatten(p.detach() for p in reward.own))
     value = reward.run(regularizer)
     if not isinstance(value, Tensor) or value.dim() != 0:
         came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"regularizer(reward) must return a scalar tensor, got {came}")
     require_finite("regularizer(reward)", value.detach())
-    return flat_grad([value], params, [torch.ones_like(value)])
+    return reward.gradient([value], [torch.ones_like(value)])

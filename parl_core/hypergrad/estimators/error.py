@@ -35,6 +35,7 @@ from ..solvers import (
     Solution,
     Solver,
     Woodbury,
+    damping_of,
     looser,
 )
 from .implicit_function import ImplicitFunction
@@ -84,7 +85,7 @@ def _solve(solver: Solver, operator: LinearOperator, rows: Tensor) -> tuple[Tens
     if isinstance(solver, _TAKE_BLOCKS):
         solution = solver(operator, rows)
         return solution.value, solution.cost
-    solutions = [solver(operator, row) for row in rows]
+    solutions = [solver(operator, row, None) for row in rows]
     costs = [s.cost for s in solutions if s.cost is not None]
     return torch.stack([s.value for s in solutions]), sum(costs) if len(costs) == len(solutions) else None
 
@@ -120,7 +121,8 @@ def _random_signs(count: int, generator: torch.Generator) -> Tensor:
 def _noise_of_the_system(problem: Problem, estimator: ImplicitFunction, w: Tensor, signs: _Signs) -> Tensor:
     """(P,) Σ sign_i (b_i − Aᵢ w)."""
     operator = estimator.plain_operator(problem, signs.lower)
-    return problem.rhs_noise(signs.upper) - operator.product(w)
+    image = operator(w) - damping_of(operator) * w
+    return problem.rhs_noise(signs.upper) - image
 
 
 def _influence(problem: Problem, w: Tensor, moved: Tensor, signs: _Signs) -> Tensor:

@@ -15,15 +15,16 @@ from .problem import Problem
 def cross_fit(estimator: Estimator, problem: Problem, x0: Tensor | None, folds: int) -> Outcome:
     """The mean over k of the estimates with b from fold k, H from fold k + 1 and C from fold k + 2, modulo `folds`.
 
-    Fold k holds the samples and trajectories whose number is k modulo `folds`; C needs a third fold only where it shares
-    data with b.
+    Fold k holds the samples and trajectories whose number is k modulo `folds`; a third one is needed only where b, H and C
+    all share their data. What is independent anyway is cut as well.
 
     Raises:
         ValueError: too few folds for the data, data with given weights, or fewer samples than folds.
     """
-    shared = any(part is problem.cross for part in problem.parts)
-    least = 3 if shared or any(part is problem.lower for part in problem.parts) else 2
-    if not isinstance(folds, int) or folds < least:
+    one_batch = problem.cross is problem.lower
+    with_cross = any(part is problem.cross for part in problem.parts)
+    least = 3 if one_batch and with_cross else 2
+    if isinstance(folds, bool) or not isinstance(folds, int) or folds < least:
         why = "upper and lower share trajectories" if least == 3 else "H and C need one each"
         raise ValueError(f"folds must be 1, or a whole number from {least} up since {why}, got {folds!r}")
     if not (problem.is_sample and problem.lower.is_sample and problem.cross.is_sample):
@@ -36,7 +37,7 @@ def cross_fit(estimator: Estimator, problem: Problem, x0: Tensor | None, folds: 
     for name, count in counts.items():
         if count < folds:
             raise ValueError(f"folds must be at most the number of samples, got {folds} for {count} in {name}")
-    third = 2 if folds > 2 else 0
+    third = 2 if folds > 2 else int(with_cross)  # of two folds, the one that what shares data with C does not have
     device = problem.weights.device
 
     def numbers(name: str, fold: int) -> Tensor:

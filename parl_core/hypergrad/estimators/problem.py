@@ -19,10 +19,9 @@ from torch import Tensor
 
 from ...ops import prefix_sum
 from ...trajectories import Trajectories, require_finite
-from ..flat import flat_grad
 from ..linearize import Linearization
 from ..losses import centre
-from ..modules import CapturedPolicy, CapturedReward, reward_values, reward_vjp
+from ..modules import CapturedPolicy, CapturedReward, reward_values
 
 Baseline = bool | Callable[[Trajectories], Tensor]
 
@@ -42,6 +41,7 @@ class Problem:
     cross: Trajectories  # for C
     baseline: Baseline
     chunk_steps: int | None
+    keep_graph: bool  # of the losses, for direct terms with other weights
 
     def __post_init__(self) -> None:
         self._linearized: dict[int, tuple[Trajectories, Linearization]] = {}
@@ -87,7 +87,7 @@ class Problem:
         if weights is None and self._direct is not None:
             return self._direct
         given = self.weights if weights is None else weights
-        found = flat_grad([self.losses], self.reward.params, [given], retain_graph=True)
+        found = self.reward.gradient([self.losses], [given], retain_graph=self.keep_graph)
         if weights is None:
             self._direct = found
         return found
@@ -167,8 +167,7 @@ class Problem:
 
     def reward_gradient(self, trajectories: Trajectories, coefficients: Tensor) -> Tensor:
         """(R,) ∇_ν Σ_t coefficient_t · r_ν(s_t, a_t)."""
-        params = self.reward.params
-        return self.reward.run(reward_vjp, trajectories, coefficients, params, chunk_steps=self.chunk_steps)
+        return self.reward.vjp(trajectories, coefficients, chunk_steps=self.chunk_steps)
 
     def discounts(self, trajectories: Trajectories) -> Tensor:
         """(T,) γ^h."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...ops import prefix_sum
 from ...trajectories import Trajectories
-from ..flat import flat_grad, gradients
+from ..flat import gradients
 from ..modules import CapturedPolicy, chunks, evaluate_reward
 from ..result import HypergradientWarning
 from .base import Outcome
@@ -75,7 +75,7 @@ class Unrolled:
         ]
         moved = lower.sum_steps(_log_prob(policy, theta, lower).detach() - before)
         _warn_if_far(((lower.weights, moved), (problem.weights, shift)))
-        return Outcome(flat_grad(after, problem.reward.params, weights))
+        return Outcome(problem.reward.gradient(after, weights))
 
 
 def _warn_if_far(changes: tuple[tuple[Tensor, Tensor], ...]) -> None:

@@ -113,7 +113,7 @@ def _wrappers(path: str, module: nn.Module) -> Iterator[Finding]:
     if "DataParallel" in bases:
         yield Finding(
             ERROR, "sharding", path,
-            "DataParallel is refused by torch.func.functional_call, which the engine uses.",
+            "DataParallel scatters steps over devices, which cuts trajectories apart; it is not tested with the engine.",
             "Differentiate .module.",
         )  # fmt: skip
     if "OptimizedModule" in bases or getattr(module, "_compiled_call_impl", None) is not None:

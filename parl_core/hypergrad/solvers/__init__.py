@@ -19,7 +19,7 @@ from .dense import Dense
 from .minres import MINRES
 from .neumann import Neumann
 from .nystrom import NystromPCG
-from .solution import LinearOperator, OuterProducts, Solution, Solver, Status
+from .solution import LinearOperator, OuterProducts, Solution, Solver, Status, damping_of
 from .tolerance import BIAS_RTOL, looser
 from .woodbury import Woodbury
 
@@ -40,6 +40,7 @@ __all__ = [
     "Woodbury",
     "automatic_damping",
     "check_damping",
+    "damping_of",
     "looser",
     "solve_with_automatic_damping",
 ]
