@@ -14,8 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .captured import CapturedPolicy
 from .flat import flat_grad, flatten, gradients, refuse_once_differentiable
-from .modules import CapturedPolicy, Chunk
+from .modules import Chunk
 
 
 class ChunkGraphs:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..trajectories import Trajectories, require_finite
+from .captured import CapturedPolicy
 from .chunk_graphs import ChunkGraphs
 from .flat import differentiating, flat_grad, unflatten, without_autocast
-from .modules import CapturedPolicy, Chunk, check_chunk_steps, check_policy_inputs, chunks, gather_steps
+from .modules import Chunk, check_chunk_steps, check_policy_inputs, chunks, gather_steps
 
 
 class Costs(NamedTuple):

@@ -9,7 +9,8 @@ from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
 
 import parl_core as parl
-from parl_core.hypergrad.modules import CapturedPolicy, chunks
+from parl_core.hypergrad.captured import CapturedPolicy
+from parl_core.hypergrad.modules import chunks
 from tests.hypergrad.sequences import LanguageModel
 
 F64 = torch.float64

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ...trajectories import PreferencePairs, Trajectories, require_finite
+from ..captured import CapturedPolicy, CapturedReward
 from ..curvature import Curvature
 from ..flat import differentiating, flatten, without_autocast
 from ..losses import UpperLoss
-from ..modules import CapturedPolicy, CapturedReward
 from ..result import Hypergradient, warn_about
 from ..solvers import CG, Solver
 from .base import DirectOnly, Estimator

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ...trajectories import Trajectories
+from ..captured import CapturedPolicy
 from ..curvature import lower_gradient
 from ..flat import flatten, unflatten
 from ..linearize import Linearization
-from ..modules import CapturedPolicy
 from ..result import ErrorEstimate
 from ..solvers import (
     BIAS_RTOL,

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from ...ops import prefix_sum
 from ...trajectories import Trajectories, require_finite
+from ..captured import CapturedPolicy, CapturedReward
 from ..linearize import Linearization
 from ..losses import centre
-from ..modules import CapturedPolicy, CapturedReward, reward_values
+from ..modules import reward_values
 
 Baseline = bool | Callable[[Trajectories], Tensor]
 

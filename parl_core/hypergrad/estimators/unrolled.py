@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ...ops import prefix_sum
 from ...trajectories import Trajectories
+from ..captured import CapturedPolicy
 from ..flat import gradients
-from ..modules import CapturedPolicy, chunks, evaluate_reward
+from ..modules import chunks, evaluate_reward
 from ..result import HypergradientWarning
 from .base import Outcome
 from .problem import Problem

@@ -21,8 +21,8 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..captured import MethodCall
 from ..flat import flatten, gradients, unflatten
-from ..modules import MethodCall
 from .findings import Finding, Severity
 from .graph import Node, custom_functions, function_of, mark, operation, watched
 from .static import DIFFERENTIABLE_BACKWARD, MATH_ATTENTION, custom_function, is_once_differentiable, kink
