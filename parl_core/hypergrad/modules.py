@@ -166,7 +166,8 @@ def reward_chunks(
             raise ValueError(f"reward(observations, actions) must return shape (T,) = ({count},), got {came(values)}")
         if not values.is_floating_point():
             raise ValueError(f"reward(observations, actions) must return floating-point numbers, got {values.dtype}")
-        require_finite("reward(observations, actions)", values.detach())
+        since = f", from step {chunk.start} on," if chunk.start else ""
+        require_finite(f"reward(observations, actions){since}", values.detach())
         yield chunk, values
 
 

@@ -242,3 +242,15 @@ def test_no_steps_have_no_rewards():
     assert evaluate_reward(reward, none).shape == reward_values(reward, none).shape == (0,)
     params = list(reward.parameters())
     assert not reward_vjp(reward, none, torch.zeros(0, dtype=F64), params).any()
+
+
+def test_a_nan_in_a_later_chunk_is_found_at_its_step():
+    class Reward(torch.nn.Module):
+        def forward(self, observations, actions):
+            return observations[:, 0]
+
+    observations = torch.arange(10.0)[:, None]
+    trajectories = parl.Trajectories(observations, observations, torch.tensor([0, 10]))
+    trajectories.observations[7] = float("nan")
+    with pytest.raises(parl.NonFiniteError, match=r"from step 6 on, must be finite, got nan at index \(1,\)"):
+        reward_values(Reward(), trajectories, chunk_steps=3)
