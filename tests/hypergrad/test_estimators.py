@@ -379,7 +379,7 @@ def test_automatic_damping_follows_its_rule_and_is_reported_with_its_price(score
     trajectories = problem.trajectories(theta)
     solvers = [TIGHT, parl.Dense(), parl.Woodbury()] if scores else [TIGHT, parl.Dense()]
 
-    def call(damping, solver):
+    def call(damping, solver, error_probes=0):
         return parl.hypergradient(
             problem.policy,
             problem.reward,
@@ -389,6 +389,7 @@ def test_automatic_damping_follows_its_rule_and_is_reported_with_its_price(score
             discount=problem.discount,
             curvature=parl.Fisher(0.3, damping=damping, scores=scores),
             solver=solver,
+            error_probes=error_probes,
         )
 
     exact = call(0.0, parl.Dense())
@@ -404,6 +405,8 @@ def test_automatic_damping_follows_its_rule_and_is_reported_with_its_price(score
         torch.testing.assert_close(result.total, call(result.solution.damping, solver).total)
         assert relative(result.error.damping_bias, result.total - exact.total) < 0.3
         assert result.stderr is None
+        same = call(result.solution.damping, solver, error_probes=1)  # the number given
+        torch.testing.assert_close(result.error.damping_bias, same.error.damping_bias)
     linearization = parl.linearize(problem.policy, trajectories)
     operator = parl.Fisher(0.3, scores=scores).operator(linearization, trajectories.step_weights, problem.discount)
     rhs = operator(exact.solution.value)
