@@ -9,6 +9,8 @@ to import from; the files behind it:
     enumeration   all trajectories with their probabilities
     estimators    hypergradients that differentiate the optimum; in iteration, along with value iteration (AMD)
     perturbed     hypergradients that compare the optima of perturbed rewards
+    problem       an MDP with both rewards as functions of the leader's parameters
+    four_rooms    the published Four-Rooms problem
 """
 
 from __future__ import annotations
@@ -16,15 +18,20 @@ from __future__ import annotations
 from .bilevel import ExactHypergradient
 from .enumeration import enumerate_trajectories
 from .estimators import bc_hg, exact_hypergradient, fisher_implicit, hpgd, sobirl_shortcut
+from .four_rooms import FourRooms
 from .iteration import AMDState, amd, amd_iteration
 from .mdp import Array, PolicyValue, TabularMDP, expected_return, occupancy, policy_value, random_mdp
 from .perturbed import nudged_contrast, value_penalty, zero_order
+from .problem import BilevelMDP, ParametricReward
 from .soft import SoftSolution, soft_policy_vjp, soft_value_iteration
 
 __all__ = [
     "AMDState",
     "Array",
+    "BilevelMDP",
     "ExactHypergradient",
+    "FourRooms",
+    "ParametricReward",
     "PolicyValue",
     "SoftSolution",
     "TabularMDP",

@@ -20,9 +20,14 @@ def enumerate_trajectories(mdp: TabularMDP, policy: npt.ArrayLike, horizon: int)
         probabilities as weights, which sum to 1. In lexicographic order of (s_0, a_0, s_1, a_1, …).
 
     Raises:
-        ValueError: horizon below 1, a policy that is none, or more trajectories than fit in memory.
+        ValueError: an MDP whose episodes end by themselves, horizon below 1, a policy that is none, or more trajectories
+        than fit in memory.
     """
     policy = checked_policy(policy, mdp)
+    if mdp.ends.any():
+        raise ValueError(
+            "mdp must not end episodes by itself to be enumerated, got rows of transitions that sum below 1"
+        )
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1, got {horizon}")
     num = _count_trajectories(mdp, policy, horizon)

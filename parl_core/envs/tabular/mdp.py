@@ -20,12 +20,13 @@ class TabularMDP:
     """A finite MDP without its reward.
 
     Args:
-        transitions: (S, A, S), P(s' | s, a).
+        transitions: (S, A, S), P(s' | s, a). A row may sum to less than 1: what is missing is the probability that the
+            episode ends with this step, and that nothing is earned, nor any entropy counted, after it.
         initial: (S,), the distribution of the first state.
         discount: γ, 0 ≤ γ < 1.
 
     Raises:
-        ValueError: wrong shapes, negative or unnormalised probabilities, a discount out of range.
+        ValueError: wrong shapes, negative probabilities, sums above (or, for `initial`, off) 1, a discount out of range.
         NonFiniteError: a NaN or an infinity.
     """
 
@@ -37,7 +38,7 @@ class TabularMDP:
         transitions = np.ascontiguousarray(self.transitions, dtype=np.float64)
         if transitions.ndim != 3 or transitions.shape[0] != transitions.shape[2] or 0 in transitions.shape:
             raise ValueError(f"transitions must have shape (S, A, S), got {transitions.shape}")
-        transitions = _checked_distributions("transitions", transitions, transitions.shape)
+        transitions = _checked_distributions("transitions", transitions, transitions.shape, may_end=True)
         initial = _checked_distributions("initial", self.initial, transitions.shape[:1])
         object.__setattr__(self, "transitions", transitions)
         object.__setattr__(self, "initial", initial)
@@ -53,6 +54,12 @@ class TabularMDP:
     def num_actions(self) -> int:
         """A."""
         return self.transitions.shape[1]
+
+    @property
+    def ends(self) -> Array:
+        """(S, A), the probability that the episode ends with this step."""
+        missing = 1.0 - self.transitions.sum(axis=-1)
+        return np.where(missing > _SUM_TOLERANCE, missing, 0.0)
 
 
 class PolicyValue(NamedTuple):
@@ -87,7 +94,7 @@ def policy_value(
 
 
 def occupancy(mdp: TabularMDP, policy: npt.ArrayLike) -> Array:
-    """Discounted occupancy d(s, a) = Σ_t γ^t P(s_t = s, a_t = a), (S, A); it sums to 1/(1−γ)."""
+    """Discounted occupancy d(s, a) = Σ_t γ^t P(s_t = s, a_t = a), (S, A); it sums to 1/(1−γ) if episodes never end."""
     policy = checked_policy(policy, mdp)
     system = np.eye(mdp.num_states) - mdp.discount * state_transitions(mdp, policy).T
     return np.linalg.solve(system, mdp.initial)[:, None] * policy
@@ -107,13 +114,15 @@ def checked_policy(policy: npt.ArrayLike, mdp: TabularMDP) -> Array:
     return _checked_distributions("policy", policy, mdp.transitions.shape[:2])
 
 
-def _checked_distributions(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
+def _checked_distributions(name: str, values: npt.ArrayLike, shape: tuple[int, ...], *, may_end: bool = False) -> Array:
     array = checked(name, values, shape)
     if array.min() < 0.0:
         raise ValueError(f"{name} must hold probabilities, got {array.min():g}")
-    worst = float(np.abs(array.sum(axis=-1) - 1.0).max())
+    excess = array.sum(axis=-1) - 1.0
+    worst = float(excess.max() if may_end else np.abs(excess).max())
     if worst > _SUM_TOLERANCE:
-        raise ValueError(f"{name} must sum to 1 along its last axis, got a sum that is off by {worst:g}")
+        expected = "to 1, or less where episodes end," if may_end else "to 1"
+        raise ValueError(f"{name} must sum {expected} along its last axis, got a sum that is off by {worst:g}")
     return array
 
 
