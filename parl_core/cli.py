@@ -63,7 +63,7 @@ def _train(arguments: list[str]) -> int:
         """
 
         env: str | None = None
-        """dm_control/<domain>-<task> or metaworld/<task>; dm_control/walker-walk unless given."""
+        """dm_control/<domain>-<task>, metaworld/<task> or tabular/<task>; dm_control/walker-walk unless given."""
         algorithm: str | None = None
         """oracle, pebble or a-parl; a-parl unless given."""
         preset: str | None = None

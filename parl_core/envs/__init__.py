@@ -1,4 +1,4 @@
-"""Environments: robot tasks behind one small interface, and tabular MDPs with exact solutions
+"""Environments: robot and tabular tasks behind one small interface, and tabular MDPs with exact solutions
 (`envs.tabular`).
 
 Simulators are imported when a task of theirs is made, not before.

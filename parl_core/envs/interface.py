@@ -1,4 +1,4 @@
-"""The interface that every robot task stands behind: seeded, checked, actions in [−1, 1]."""
+"""The interface that every task stands behind: seeded, checked, actions in [−1, 1]."""
 
 from __future__ import annotations
 

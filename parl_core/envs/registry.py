@@ -15,23 +15,24 @@ from .interface import Environment
 
 class _Family(NamedTuple):
     module: str
-    """Module of this package with `task_names()` and `make(task, seed)`, which import its simulator."""
+    """Module of this package with `task_names()` and `make(task, seed)`, which import its simulator if it has one."""
     pattern: str
 
 
 _FAMILIES = {
     "dm_control": _Family("dm_control", "dm_control/<domain>-<task>"),
     "metaworld": _Family("metaworld", "metaworld/<task>"),
+    "tabular": _Family("tabular.tasks", "tabular/<task>"),
 }
 
 
 def make_env(name: str, seed: int) -> Environment:
-    """Make a robot task.
+    """Make a task.
 
     Args:
         name: `dm_control/<domain>-<task>` for any task of the DM Control suite (`dm_control/walker-walk`,
-            `dm_control/ball_in_cup-catch`), or `metaworld/<task>` for any MetaWorld v3 task
-            (`metaworld/door-open`).
+            `dm_control/ball_in_cup-catch`), `metaworld/<task>` for any MetaWorld v3 task
+            (`metaworld/door-open`), or `tabular/four-rooms`, `tabular/rand-mdp`, which need no simulator.
         seed: of the environment's own random numbers, 0 ≤ seed < 2³². The same seed gives the same episodes.
 
     Raises:
@@ -55,7 +56,7 @@ def make_env(name: str, seed: int) -> Environment:
 
 
 def environment_names() -> tuple[str, ...]:
-    """Names of all environments of the simulators installed here, sorted. Imports them: a second or two."""
+    """Names of the tabular tasks and of those of the simulators installed here, sorted. Imports them: a second or two."""
     names: list[str] = []
     for family in _FAMILIES:
         try:

@@ -79,7 +79,7 @@ class TrainConfig:
     """One run."""
 
     env: str = "dm_control/walker-walk"
-    """Environment, dm_control/<domain>-<task> or metaworld/<task>."""
+    """Environment, dm_control/<domain>-<task>, metaworld/<task> or tabular/<task>."""
     algorithm: str = "a-parl"
     """oracle, pebble or a-parl."""
     preset: str = "cpu"

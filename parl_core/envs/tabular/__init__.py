@@ -11,6 +11,7 @@ to import from; the files behind it:
     perturbed     hypergradients that compare the optima of perturbed rewards
     problem       an MDP with both rewards as functions of the leader's parameters
     four_rooms    the published Four-Rooms problem
+    environment   MDPs as environments to train agents on; in tasks, those that `make_env` knows
 """
 
 from __future__ import annotations

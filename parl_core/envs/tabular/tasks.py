@@ -1,0 +1,73 @@
+"""The tabular problems that an agent can be trained on: the follower's side of each, without a leader."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .environment import TabularEnvironment, TabularTask
+from .four_rooms import CELLS, GOALS, MOVES, four_rooms_mdp, state_of
+from .mdp import Array, TabularMDP
+
+FOUR_ROOMS_HORIZON = 200
+"""Steps; the shortest ways to the goals take 12 and 18."""
+RAND_MDP_STATES, RAND_MDP_ACTIONS, RAND_MDP_PARAMS = 10, 5, 100
+RAND_MDP_DISCOUNT = 0.5
+RAND_MDP_HORIZON = 100
+RAND_MDP_PROBLEM = 0
+"""Seed of the one problem that `tabular/rand-mdp` is; an environment's own seed draws its episodes only."""
+
+
+def task_names() -> tuple[str, ...]:
+    """All tabular tasks, sorted."""
+    return "four-rooms", "rand-mdp"
+
+
+def make(task: str, seed: int) -> TabularEnvironment:
+    """Make the task that `task_names` calls so."""
+    return {"four-rooms": four_rooms, "rand-mdp": rand_mdp}[task](seed)
+
+
+def four_rooms(seed: int) -> TabularEnvironment:
+    """Four-Rooms as its follower meets it where the leader spends nothing (Thoma et al., NeurIPS 2024, sec. 4.1).
+
+    From START to one of the two GOALS, each drawn for an episode with probability ½. The step taken at the goal earns 1 and
+    ends the episode, which is a success; nothing else earns anything. Observations are the row and column of the follower
+    and of its goal, each scaled so that the cells span [−1, 1].
+    """
+    low, high = np.min(CELLS, axis=0), np.max(CELLS, axis=0)
+    tasks = []
+    for number, goal in enumerate(GOALS):
+        rewards = np.zeros((len(CELLS), len(MOVES)))
+        rewards[state_of(goal)] = 1.0
+        cells = np.concatenate((CELLS, np.broadcast_to(goal, (len(CELLS), 2))), axis=1)  # (S, 4)
+        scaled = 2.0 * (cells - np.tile(low, 2)) / np.tile(high - low, 2) - 1.0
+        tasks.append(TabularTask(four_rooms_mdp(number), rewards, scaled.astype(np.float32)))
+    return TabularEnvironment("tabular/four-rooms", tasks, horizon=FOUR_ROOMS_HORIZON, ends_in_success=True, seed=seed)
+
+
+def rand_mdp(seed: int) -> TabularEnvironment:
+    """RandMDP at the leader's first parameters; observations are one-hot, the first state is uniform."""
+    mdp, rewards = rand_mdp_task(RAND_MDP_PROBLEM)
+    task = TabularTask(mdp, rewards, np.eye(mdp.num_states, dtype=np.float32))
+    return TabularEnvironment("tabular/rand-mdp", [task], horizon=RAND_MDP_HORIZON, ends_in_success=False, seed=seed)
+
+
+def rand_mdp_task(problem_seed: int) -> tuple[TabularMDP, Array]:
+    """The MDP and the rewards (S, A) of RandMDP (Yang et al., "SoBiRL", AISTATS 2025) at the parameters a run starts from.
+
+    From each state and action there are 1 to S−1 distinct successors, their number uniform, with uniform numbers as their
+    probabilities, normalised. The reward is c_sa·xᵀMx: c_sa the product of two uniform numbers, M (100, 100) and x (100,)
+    standard normal.
+    """
+    random = np.random.default_rng(problem_seed)
+    num_states, num_actions = RAND_MDP_STATES, RAND_MDP_ACTIONS
+    transitions = np.zeros((num_states, num_actions, num_states))
+    for row in transitions.reshape(-1, num_states):
+        successors = random.permutation(num_states)[: random.integers(1, num_states)]
+        weights = random.random(len(successors))
+        row[successors] = weights / weights.sum()
+    scales = random.random((num_states, num_actions)) * random.random((num_states, num_actions))
+    matrix = random.standard_normal((RAND_MDP_PARAMS, RAND_MDP_PARAMS))
+    params = random.standard_normal(RAND_MDP_PARAMS)
+    initial = np.full(num_states, 1.0 / num_states)
+    return TabularMDP(transitions, initial, RAND_MDP_DISCOUNT), scales * (params @ matrix @ params)
