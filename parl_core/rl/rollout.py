@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -57,7 +58,15 @@ class EpisodeStore:
 
     def count_episodes(self, length: int) -> int:
         """Finished episodes of at least `length` steps."""
-        return sum(len(episode) >= length for episode in self._finished)
+        return len(self._long_enough(length))
+
+    def count_latest(self, num_steps: int, length: int) -> int:
+        """How many of the latest finished episodes of at least `length` steps it takes to hold `num_steps` of theirs.
+
+        All of them if they hold fewer.
+        """
+        held = itertools.accumulate(len(episode) for episode in reversed(self._long_enough(length)))
+        return min(1 + sum(total < num_steps for total in held), self.count_episodes(length))
 
     @property
     def num_steps(self) -> int:
@@ -84,7 +93,7 @@ class EpisodeStore:
 
         Finished episodes of at least `length` steps take part; of them only the last `latest`, if given.
         """
-        episodes = [episode for episode in self._finished if len(episode) >= length]
+        episodes = self._long_enough(length)
         episodes = episodes if latest is None else episodes[-latest:]
         if not episodes:
             raise ValueError(
@@ -105,9 +114,10 @@ class EpisodeStore:
 
         Each episode, the running one included, is cut from its end backwards; what is left over at its beginning is
         skipped. Fewer windows come back when the store holds no more; oldest first. With `skip_episodes`, the running
-        episode and that many of the latest finished ones are left out.
+        episode and that many of the latest finished ones that hold a window are left out: those that `sample` draws from
+        with the same number as `latest`.
         """
-        finished = list(reversed(self._finished))
+        finished = self._long_enough(length)[::-1]
         episodes = finished[skip_episodes:] if skip_episodes else [self._running[: self._running_length], *finished]
         windows: list[Tensor] = []
         for episode in episodes:
@@ -138,6 +148,10 @@ class EpisodeStore:
         self._finished = deque(finished, maxlen=self._finished.maxlen)
         self._set_running(running, max(len(running), FIRST_ROWS))
         self._running_length = len(running)
+
+    def _long_enough(self, length: int) -> list[Tensor]:
+        """Finished episodes of at least `length` steps, oldest first."""
+        return [episode for episode in self._finished if len(episode) >= length]
 
     def _set_running(self, rows: Tensor, num_rows: int) -> None:
         self._running = torch.empty(num_rows, sum(self._widths))

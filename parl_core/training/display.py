@@ -66,14 +66,14 @@ class Display:
                 self._shown["solver"] = f"{event.implicit.solver_iterations:.0f} it"
             self._progress.update(self._task, **self._shown)
         elif isinstance(event, Evaluated):
-            self._shown["return"] = f"{event.row['true_return']:.0f}"
+            self._shown["return"] = f"{event.row['true_return']:.4g}"
             self._progress.update(self._task, completed=event.row["step"], **self._shown)
             self._console.print(describe(event.row), highlight=False, markup=False, soft_wrap=True)
 
 
 def describe(row: Row) -> str:
     """One evaluation as a line."""
-    parts = [f"step {row['step']:>7}", f"return {row['true_return']:7.1f}"]
+    parts = [f"step {row['step']:>7}", f"return {row['true_return']:7.4g}"]
     if row["success_rate"] is not None:
         parts.append(f"success {_share(row['success_rate'])}")
     if row["labels"]:
@@ -106,9 +106,9 @@ def summary_table(random: Evaluation, rows: list[Row]) -> Table:
         cells = [
             name,
             "" if row["step"] is None else str(row["step"]),
-            f"{value:.1f}",
-            f"{row['true_return_std']:.1f}",
-            f"{value / random.true_return:.1f}" if random.true_return else "–",
+            f"{value:.4g}",
+            f"{row['true_return_std']:.3g}",
+            f"{value / random.true_return:.1f}" if random.true_return > 0 else "–",
         ]
         table.add_row(*cells, *([_share(row["success_rate"])] if with_success else []))
     return table

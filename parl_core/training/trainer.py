@@ -8,6 +8,7 @@ state-entropy exploration, then the first session, then a session every `session
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -231,8 +232,9 @@ class Trainer:
     @property
     def _recent_episodes(self) -> int:
         """Episodes that the on-policy queries come from; at least as many are left for the lower level."""
-        wanted = -(-self.config.implicit.recent_steps // self.env.horizon)
-        return min(wanted, self.episodes.count_episodes(self.config.reward.segment_length) // 2)
+        length = self.config.reward.segment_length
+        wanted = self.episodes.count_latest(self.config.implicit.recent_steps, length)
+        return min(wanted, self.episodes.count_episodes(length) // 2)
 
     def _label(self, queries: Queries) -> None:
         self.dataset.append(queries, self.teacher.label(queries.first.true_rewards, queries.second.true_rewards))
@@ -254,7 +256,8 @@ class Trainer:
             "success_rate": result.success_rate,
             "labels": len(self.dataset),
             "episodes": self.episodes_done,
-            "reward_accuracy": session.fit.accuracy if session else None,
+            # NaN if all labels are ties: there is no accuracy then.
+            "reward_accuracy": session.fit.accuracy if session and not math.isnan(session.fit.accuracy) else None,
             "reward_loss": session.fit.loss if session else None,
             "implicit_to_direct": implicit.implicit_to_direct if implicit else None,
             "solver_iterations": implicit.solver_iterations if implicit else None,
