@@ -63,6 +63,23 @@ def test_train_writes_a_whole_run_folder_and_resume_prolongs_it(point_mass, tmp_
     assert json.loads((run / "config.json").read_text())["steps"] == 300
 
 
+@pytest.mark.parametrize("algorithm", ["oracle", "pebble", "a-parl"])
+def test_four_rooms_trains_and_goes_on_from_the_end_of_an_episode(tmp_path, capsys, algorithm):
+    """No substitute here: the environment is the one that the command line makes."""
+    run = tmp_path / "run"
+    train = ["train", "--env", "tabular/four-rooms", "--algorithm", algorithm, "--preset", "cpu", "--run-dir", str(run)]
+    assert cli.main([*train, "--steps", "450", *TINY]) == 0
+    assert "success" in capsys.readouterr().out
+    assert cli.main(["train", "--resume", str(run), "--steps", "500"]) == 0
+    with open(run / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["100", "200", "300", "400", "450", "500"]
+    assert all(float(row["success_rate"]) == float(row["true_return"]) for row in rows)  # 1 for each success
+    assert int(rows[-1]["episodes"]) >= 2
+    assert (rows[-1]["labels"] != "0") == (algorithm != "oracle")
+    assert (rows[-1]["implicit_to_direct"] != "") == (algorithm == "a-parl")
+
+
 def test_the_same_seed_gives_the_same_metrics(point_mass, tmp_path):
     for name in ("one", "two"):
         assert cli.main(["train", "--steps", "200", "--run-dir", str(tmp_path / name), *TINY]) == 0
@@ -93,6 +110,7 @@ def test_unknown_names_offer_near_misses(capsys, tmp_path):
     assert "did you mean train" in fails(capsys, "trian")
     assert "did you mean dm_control/walker-walk" in fails(capsys, "train", "--env", "dm_control/walker-wolk", *where)
     assert "metaworld/door-open" in fails(capsys, "train", "--env", "metaworld/door-opn", *where)
+    assert "did you mean tabular/four-rooms" in fails(capsys, "train", "--env", "tabular/four-room", *where)
     assert "did you mean a-parl" in fails(capsys, "train", "--algorithm", "aparl", *where)
     assert "did you mean cpu" in fails(capsys, "train", "--preset", "cpuu", *where)
     assert not (tmp_path / "run").exists()

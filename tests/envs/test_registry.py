@@ -9,10 +9,12 @@ import pytest
 from parl_core.envs import environment_names, make_env
 from parl_core.errors import MissingExtraError, UnknownNameError
 
+TABULAR = ("tabular/four-rooms", "tabular/rand-mdp")
 
-def test_names_hold_every_task_of_both_simulators():
+
+def test_names_hold_every_task_of_both_simulators_and_the_tabular_ones():
     names = environment_names()
-    assert {"dm_control/walker-walk", "dm_control/ball_in_cup-catch", "metaworld/door-open"} <= set(names)
+    assert {"dm_control/walker-walk", "dm_control/ball_in_cup-catch", "metaworld/door-open", *TABULAR} <= set(names)
     assert len(names) == len(set(names)) and list(names) == sorted(names)
     assert sum(name.startswith("metaworld/") for name in names) == 50
 
@@ -26,7 +28,10 @@ def test_names_hold_every_task_of_both_simulators():
         ("walker-walk", "did you mean dm_control/walker-walk"),
         ("metaworld/door", "metaworld/door-open"),
         ("metaworld/door-open-v3", "did you mean metaworld/door-open"),
-        ("atari/pong", "known: dm_control/<domain>-<task>, metaworld/<task>"),
+        ("tabular/four_rooms", "did you mean tabular/four-rooms"),
+        ("four-rooms", "did you mean tabular/four-rooms"),
+        ("tabluar/rand-mdp", "did you mean tabular/rand-mdp"),
+        ("atari/pong", "known: dm_control/<domain>-<task>, metaworld/<task>, tabular/<task>"),
     ],
 )
 def test_unknown_names_offer_near_misses(name, offered):
@@ -34,10 +39,11 @@ def test_unknown_names_offer_near_misses(name, offered):
         make_env(name, 0)
 
 
+@pytest.mark.parametrize("name", ["dm_control/walker-walk", "tabular/four-rooms"])
 @pytest.mark.parametrize("seed", [-1, 2**32])
-def test_seeds_out_of_range_are_refused(seed):
+def test_seeds_out_of_range_are_refused(name, seed):
     with pytest.raises(ValueError, match=r"seed must satisfy 0 <= seed < 2\*\*32"):
-        make_env("dm_control/walker-walk", seed)
+        make_env(name, seed)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +63,7 @@ def test_a_missing_simulator_names_its_extra(monkeypatch, name, module, extra):
 def test_unknown_names_are_answered_without_any_simulator(monkeypatch):
     for module in ("mujoco", "metaworld"):
         monkeypatch.setitem(sys.modules, module, None)
-    assert environment_names() == ()
+    assert environment_names() == TABULAR
     with pytest.raises(UnknownNameError, match="dm_control/<domain>-<task>"):
         make_env("atari/pong", 0)
 

@@ -63,6 +63,24 @@ def test_recent_trajectories_are_cut_backwards_from_the_latest_step():
     assert store.recent_trajectories(10**6, 3).num_trajectories == 3 + 2 + 1
 
 
+@pytest.mark.parametrize(("steps", "episodes"), [(1, 1), (5, 1), (6, 2), (12, 2), (13, 3), (21, 3), (22, 3)])
+def test_the_latest_episodes_that_hold_so_many_steps(steps, episodes):
+    store = filled([9, 7, 3, 5], running=9)  # the one of 3 is too short to count, and so are its steps
+    assert store.count_latest(steps, 4) == episodes
+    assert store.count_latest(steps, 8) == 1
+    assert store.count_latest(steps, 10) == 0
+
+
+def test_windows_skip_the_very_episodes_that_the_latest_segments_come_from():
+    """Also if some of the latest are too short for either."""
+    store = filled([9, 7, 2, 6, 3, 1], running=9)
+    for latest, left in ((1, {0.0, 1.0}), (2, {0.0})):
+        drawn = store.sample(200, 4, torch.Generator().manual_seed(0), latest).observations[..., 0]
+        windows = store.recent_trajectories(10**6, 4, skip_episodes=latest).observations[:, 0]
+        assert set(windows.tolist()) == left
+        assert set(drawn.flatten().tolist()) == {0.0, 1.0, 3.0} - left
+
+
 @pytest.mark.parametrize("running", [0, 4, FIRST_ROWS + 5])
 def test_a_loaded_store_continues_bit_for_bit(running):
     store, other = filled([9, 7], running, max_episodes=2), filled([3], 2, max_episodes=2)

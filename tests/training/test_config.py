@@ -7,15 +7,18 @@ from dataclasses import replace
 
 import pytest
 
+from parl_core.envs.tabular.four_rooms import four_rooms_mdp
+from parl_core.envs.tabular.tasks import rand_mdp_task
 from parl_core.errors import ConfigError, UnknownNameError
 from parl_core.rl.sac import SACConfig
 from parl_core.training.config import ImplicitConfig, RewardConfig, TrainConfig, from_dict, to_dict
 from parl_core.training.presets import preset
 
+TABULAR = ("tabular/four-rooms", "tabular/rand-mdp")
 TASKS = ("dm_control/walker-walk", "metaworld/door-open", "metaworld/button-press")
 
 
-@pytest.mark.parametrize("env", [*TASKS, "dm_control/cheetah-run"])
+@pytest.mark.parametrize("env", [*TASKS, *TABULAR, "dm_control/cheetah-run"])
 @pytest.mark.parametrize("algorithm", ["oracle", "pebble", "a-parl"])
 @pytest.mark.parametrize("name", ["cpu", "paper"])
 def test_every_preset_is_valid_and_round_trips(env, algorithm, name):
@@ -40,6 +43,22 @@ def test_paper_presets_hold_the_published_numbers():
         assert config.entropy_references is None
     oracle = preset("dm_control/walker-walk", "oracle", "paper")
     assert (oracle.steps, oracle.random_steps, oracle.pretrain_steps) == (1_000_000, 5000, 0)
+
+
+@pytest.mark.parametrize("name", ["cpu", "paper"])
+def test_tabular_presets_fit_their_problems(name):
+    """The discount is the problem's; no episode that reaches a goal of Four-Rooms is too short for a segment."""
+    four_rooms, rand = (preset(env, "a-parl", name) for env in TABULAR)
+    assert four_rooms.sac.discount == four_rooms_mdp(0).discount
+    assert rand.sac.discount == rand_mdp_task(0)[0].discount
+    steps, reached = 1, four_rooms_mdp(0).initial > 0.0
+    ways = [four_rooms_mdp(goal).transitions.sum(axis=1) > 0.0 for goal in (0, 1)]
+    while not any((reached & (way.sum(axis=1) == 0)).any() for way in ways):
+        reached, steps = reached | (reached @ (ways[0] | ways[1])), steps + 1
+    assert steps == 12  # eleven moves and the step at the goal
+    assert four_rooms.reward.segment_length <= steps
+    paper = preset("dm_control/walker-walk", "a-parl", "paper")
+    assert (four_rooms.sac.hidden == paper.sac.hidden) == (name == "paper")
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,43 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from parl_core.envs.tabular import TabularMDP
+from parl_core.envs.tabular.environment import TabularEnvironment, TabularTask
 from parl_core.errors import ConfigError
 from parl_core.training.checkpoint import load_checkpoint, save_checkpoint
 from parl_core.training.config import ImplicitConfig
 from parl_core.training.trainer import EpisodeEnded, Evaluated, SessionEnded, Ticked, Trainer, seeds
 from tests.training.point_mass import PointMass, tiny_config
 
+PATIENT = replace(tiny_config().reward, label_budget=60, pool_episodes=12)
+
 
 def make(algorithm: str = "a-parl", **changes) -> Trainer:
     config = tiny_config(algorithm, **changes)
     seed = seeds(config.seed)
     return Trainer(config, PointMass("point-mass", seed["env"]), PointMass("point-mass", seed["eval_env"]))
+
+
+def corridor(seed: int) -> TabularEnvironment:
+    """Three states in a ring, where a third of the steps from the last one end the episode: 1 to 25 steps, 8 on average."""
+    transitions = np.zeros((3, 2, 3))
+    for state in range(3):
+        for action in range(2):
+            transitions[state, action, (state + 1 + action) % 3] = 2 / 3 if state == 2 else 1.0
+    mdp = TabularMDP(transitions, np.full(3, 1 / 3), 0.9)
+    task = TabularTask(mdp, np.array([[0.0, 0.1], [0.0, 0.2], [1.0, 1.0]]), np.eye(3, dtype=np.float32))
+    return TabularEnvironment("corridor", [task], horizon=25, ends_in_success=True, seed=seed)
+
+
+def make_in_corridor(algorithm: str = "a-parl", **changes) -> Trainer:
+    """Episodes that end by themselves, some of them too short for a segment of five steps."""
+    config = tiny_config(algorithm, **{"steps": 600, "reward": PATIENT, **changes})
+    seed = seeds(config.seed)
+    return Trainer(config, corridor(seed["env"]), corridor(seed["eval_env"]))
 
 
 def rows(events):
@@ -133,6 +156,52 @@ def test_evaluation_takes_the_mean_action_and_a_time_limit_is_not_terminal(monke
     assert float(falling.replay.sample(10_000, generator).terminated.mean()) == pytest.approx(1 / 25, abs=0.01)
 
 
+def test_an_episode_that_ends_by_itself_is_terminal_in_the_replay_and_one_that_is_cut_is_not():
+    trainer = make_in_corridor("oracle", replay_capacity=10_000, steps=1200)
+    ended = [event.step for event in trainer.run() if isinstance(event, EpisodeEnded)]
+    lengths = np.diff([0, *ended])
+    stored = trainer.replay.state_dict()["transitions"]
+    terminal = stored[:, trainer.replay.obs_dim + trainer.replay.act_dim + 1].nonzero().squeeze(1) + 1
+    assert lengths.min() < 5 < 24 < lengths.max() == 25
+    assert set(terminal.tolist()) <= set(ended)
+    cut = {step for step, length in zip(ended, lengths, strict=True) if length == 25}
+    assert set(ended) - set(terminal.tolist()) <= cut | {1200}
+    assert len(terminal) > 50 and cut
+
+
+def test_upper_and_lower_data_share_no_episode_also_where_some_are_too_short(monkeypatch):
+    """Actions are real numbers drawn at random, so they tell where a step comes from."""
+    trainer, seen = make_in_corridor(implicit=ImplicitConfig(recent_steps=20, refresh_interval=3)), []
+    real = trainer.implicit.gradient_hook
+
+    def spy(policy, reward, lower, upper, temperature):
+        seen.append((lower, upper, list(trainer.episodes._finished)))
+        return real(policy, reward, lower, upper, temperature)
+
+    monkeypatch.setattr(trainer.implicit, "gradient_hook", spy)
+    list(trainer.run())
+    shorts = 0
+    for lower, upper, finished in seen:
+        long_enough = [episode for episode in finished if len(episode) >= 5]
+        recent = next(n for n in range(1, 99) if sum(map(len, long_enough[-n:])) >= 20 or n == len(long_enough) // 2)
+        latest, earlier = (
+            {tuple(step) for episode in part for step in episode[:, 3:5].tolist()}
+            for part in (long_enough[-recent:], long_enough[:-recent])
+        )
+        assert {tuple(a) for part in (upper.first, upper.second) for a in part.actions.tolist()} <= latest
+        assert {tuple(a) for a in lower.actions.tolist()} <= earlier
+        shorts += sum(len(episode) < 5 for episode in finished[-recent:])
+    assert len(seen) >= 5 and shorts > 0  # else this shows nothing
+
+
+def test_ties_alone_leave_the_accuracy_empty():
+    trainer = make("pebble")
+    trainer.teacher.label = lambda first, second: torch.full((len(first),), 0.5)
+    shown = rows(trainer.run())
+    assert [row["labels"] for row in shown] == [8, 18, 18]
+    assert all(row["reward_accuracy"] is None and row["reward_loss"] > 0 for row in shown)
+
+
 def test_a_segment_longer_than_an_episode_is_refused():
     config = tiny_config()
     with pytest.raises(ConfigError, match=r"reward.segment_length must be at most an episode of point-mass, 25 steps"):
@@ -147,21 +216,26 @@ def test_the_same_seed_gives_the_same_rows_and_another_does_not(algorithm):
     assert rows(make(algorithm, seed=1).run()) != first
 
 
-@pytest.mark.parametrize("stop", [50, 125, 200])
-def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, stop):
-    whole = make()
+@pytest.mark.parametrize(
+    ("maker", "stop"),
+    [(make, 50), (make, 125), (make, 200), (make_in_corridor, 100), (make_in_corridor, 300)],
+)
+def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, maker, stop):
+    """`stop`: the first episode that ends at this step or later is the last one before the checkpoint."""
+    whole = maker()
     expected = rows(whole.run())
-    interrupted, seen = make(), []
+    interrupted, seen, saved = maker(), [], None
     for event in interrupted.run():
         seen.append(event)
-        if isinstance(event, EpisodeEnded) and event.step == stop:
+        if isinstance(event, EpisodeEnded) and event.step >= stop and saved is None:
             save_checkpoint(tmp_path / "checkpoint", interrupted.state_dict())
-        if isinstance(event, Ticked) and event.step > stop + 20:
+            saved = event.step
+        if isinstance(event, Ticked) and saved is not None and event.step > saved + 20:
             break  # some steps after the checkpoint are lost, as by a kill
-    resumed = make()
+    resumed = maker()
     resumed.load_state_dict(load_checkpoint(tmp_path / "checkpoint"))
-    assert resumed.step == stop
-    kept = [row for row in rows(seen) if row["step"] <= stop]
+    assert resumed.step == saved < whole.step
+    kept = [row for row in rows(seen) if row["step"] <= saved]
     assert kept + rows(resumed.run()) == expected
     for one, other in zip(whole.agent.actor.parameters(), resumed.agent.actor.parameters(), strict=True):
         assert torch.equal(one, other)
