@@ -108,8 +108,9 @@ def _cpu_tabular(config: TrainConfig) -> TrainConfig:
 
 
 def _tabular(config: TrainConfig, env: str) -> TrainConfig:
-    """Schedules for episodes of a hundred steps or fewer, many of them needed for an average."""
-    # One reward of 1 an episode: from α = .1, slowly adapted, the entropy bonus of all the steps before it outweighs it.
+    """What follows from the problem: episodes of at most 200 steps, and in Four-Rooms one reward of 1 in each."""
+    # From α = .1, adapted at PEBBLE's 1e-4, the entropy bonus of all the steps before the goal outweighs that reward: in
+    # 10 000 steps SAC learned to stay away.
     sac = replace(config.sac, initial_temperature=0.01, temperature_learning_rate=1e-3)
     if env == "tabular/rand-mdp":
         sac = replace(sac, discount=0.5)  # the problem's own

@@ -180,13 +180,18 @@ class Trainer:
         self._critic_loss = self.agent.update(batch)["critic_loss"]
 
     def _session_due(self) -> bool:
-        return (
-            self.config.learns_reward
-            and self.step >= self.next_session
-            and len(self.dataset) < self.config.reward.label_budget
-            # A-PARL takes the upper and the lower data from different episodes.
-            and self.episodes.count_episodes(self.config.reward.segment_length) >= 1 + (self._on_policy_share > 0)
-        )
+        config = self.config.reward
+        if not self.config.learns_reward or self.step < self.next_session or len(self.dataset) >= config.label_budget:
+            return False
+        # A-PARL takes the upper and the lower data from different episodes.
+        needed = 1 + (self._on_policy_share > 0)
+        found = self.episodes.count_episodes(config.segment_length)
+        if found < needed and not self.reward_ready and self.episodes.num_episodes == config.pool_episodes:
+            raise ConfigError(
+                f"reward.segment_length must be such that {needed} of the latest {config.pool_episodes} episodes (of "
+                f"{self.config.env}) have that many steps, got {config.segment_length}, which {found} of them have"
+            )
+        return found >= needed
 
     def _query_session(self) -> SessionEnded:
         config = self.config.reward

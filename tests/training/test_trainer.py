@@ -38,7 +38,7 @@ def corridor(seed: int) -> TabularEnvironment:
 
 def make_in_corridor(algorithm: str = "a-parl", **changes) -> Trainer:
     """Episodes that end by themselves, some of them too short for a segment of five steps."""
-    config = tiny_config(algorithm, **{"steps": 600, "reward": PATIENT, **changes})
+    config = tiny_config(algorithm, **{"steps": 400, "reward": PATIENT, **changes})
     seed = seeds(config.seed)
     return Trainer(config, corridor(seed["env"]), corridor(seed["eval_env"]))
 
@@ -157,7 +157,7 @@ def test_evaluation_takes_the_mean_action_and_a_time_limit_is_not_terminal(monke
 
 
 def test_an_episode_that_ends_by_itself_is_terminal_in_the_replay_and_one_that_is_cut_is_not():
-    trainer = make_in_corridor("oracle", replay_capacity=10_000, steps=1200)
+    trainer = make_in_corridor("oracle", replay_capacity=10_000, steps=800)
     ended = [event.step for event in trainer.run() if isinstance(event, EpisodeEnded)]
     lengths = np.diff([0, *ended])
     stored = trainer.replay.state_dict()["transitions"]
@@ -165,8 +165,8 @@ def test_an_episode_that_ends_by_itself_is_terminal_in_the_replay_and_one_that_i
     assert lengths.min() < 5 < 24 < lengths.max() == 25
     assert set(terminal.tolist()) <= set(ended)
     cut = {step for step, length in zip(ended, lengths, strict=True) if length == 25}
-    assert set(ended) - set(terminal.tolist()) <= cut | {1200}
-    assert len(terminal) > 50 and cut
+    assert set(ended) - set(terminal.tolist()) <= cut | {800}
+    assert len(terminal) > 40 and cut
 
 
 def test_upper_and_lower_data_share_no_episode_also_where_some_are_too_short(monkeypatch):
@@ -191,7 +191,7 @@ def test_upper_and_lower_data_share_no_episode_also_where_some_are_too_short(mon
         assert {tuple(a) for part in (upper.first, upper.second) for a in part.actions.tolist()} <= latest
         assert {tuple(a) for a in lower.actions.tolist()} <= earlier
         shorts += sum(len(episode) < 5 for episode in finished[-recent:])
-    assert len(seen) >= 5 and shorts > 0  # else this shows nothing
+    assert len(seen) >= 4 and shorts > 0  # else this shows nothing
 
 
 def test_ties_alone_leave_the_accuracy_empty():
@@ -209,6 +209,14 @@ def test_a_segment_longer_than_an_episode_is_refused():
     make("oracle", reward=replace(config.reward, segment_length=26))
 
 
+def test_segments_longer_than_the_episodes_turn_out_to_be_are_refused_at_the_first_session():
+    """Else the run would wait for its first label to the end, on rewards of zero."""
+    too_long = replace(PATIENT, segment_length=24, pool_episodes=5)
+    with pytest.raises(ConfigError, match=r"reward.segment_length .* latest 5 episodes .* got 24, which [01] of them"):
+        list(make_in_corridor(reward=too_long).run())
+    list(make_in_corridor(reward=replace(too_long, pool_episodes=100), steps=150).run())  # there it still waits
+
+
 @pytest.mark.parametrize("algorithm", ["oracle", "pebble", "a-parl"])
 def test_the_same_seed_gives_the_same_rows_and_another_does_not(algorithm):
     first, again = rows(make(algorithm).run()), rows(make(algorithm).run())
@@ -218,7 +226,7 @@ def test_the_same_seed_gives_the_same_rows_and_another_does_not(algorithm):
 
 @pytest.mark.parametrize(
     ("maker", "stop"),
-    [(make, 50), (make, 125), (make, 200), (make_in_corridor, 100), (make_in_corridor, 300)],
+    [(make, 50), (make, 125), (make, 200), (make_in_corridor, 150)],
 )
 def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, maker, stop):
     """`stop`: the first episode that ends at this step or later is the last one before the checkpoint."""
