@@ -22,11 +22,11 @@ def preset(env: str, algorithm: str, name: str) -> TrainConfig:
     if name == "paper":
         config = _paper_metaworld() if family == "metaworld" else _paper_dm_control()
     elif name == "cpu":
-        config = _cpu_metaworld() if family == "metaworld" else _cpu_dm_control()
+        config = {"metaworld": _cpu_metaworld, "tabular": _cpu_tabular}.get(family, _cpu_dm_control)()
     else:
         raise unknown_name("preset", name, PRESETS)
     if family == "tabular":
-        config = _tabular(config if name == "paper" else _cpu_tabular(config), env)
+        config = _tabular(config, env)
     if env == "metaworld/button-press" and name == "paper":
         reward = replace(config.reward, label_budget=20_000, labels_per_session=100)
         config = replace(config, reward=reward)
@@ -102,9 +102,9 @@ def _cpu_metaworld() -> TrainConfig:
     )
 
 
-def _cpu_tabular(config: TrainConfig) -> TrainConfig:
-    reward = replace(config.reward, hidden=(64, 64, 64))
-    return replace(config, sac=_sac((64, 64), 64, 1e-3), reward=reward)
+def _cpu_tabular() -> TrainConfig:
+    config = _cpu_dm_control()
+    return replace(config, sac=_sac((64, 64), 64, 1e-3), reward=replace(config.reward, hidden=(64, 64, 64)))
 
 
 def _tabular(config: TrainConfig, env: str) -> TrainConfig:
