@@ -10,7 +10,8 @@ to import from; the files behind it:
     estimators    hypergradients that differentiate the optimum; in iteration, along with value iteration (AMD)
     perturbed     hypergradients that compare the optima of perturbed rewards
     problem       an MDP with both rewards as functions of the leader's parameters
-    four_rooms    the published Four-Rooms problem
+    four_rooms    the published Four-Rooms problem; four_rooms_ascent solves it with any estimator
+    sampled       hypergradients from episodes alone
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .iteration import AMDState, amd, amd_iteration
 from .mdp import Array, PolicyValue, TabularMDP, expected_return, occupancy, policy_value, random_mdp
 from .perturbed import nudged_contrast, value_penalty, zero_order
 from .problem import BilevelMDP, ParametricReward
-from .soft import SoftSolution, soft_policy_vjp, soft_value_iteration
+from .soft import SoftSolution, soft_policy_iteration, soft_policy_vjp, soft_value_iteration
 
 __all__ = [
     "AMDState",
@@ -48,6 +49,7 @@ __all__ = [
     "policy_value",
     "random_mdp",
     "sobirl_shortcut",
+    "soft_policy_iteration",
     "soft_policy_vjp",
     "soft_value_iteration",
     "value_penalty",
