@@ -28,6 +28,7 @@ CONTRASTS = ("NudgedContrast", "ValuePenalty")
 OURS, THEIRS = "CertaintyEquivalent", "HPGD"
 TEMPERATURES, COST = (0.001, 0.003, 0.005), 1.0
 _LEARNING_RATE = 0.5
+_STEPS_PER_DIRECTION, _RADIUS = 2000, 0.5
 _SMALLEST = 500
 _POINTS = {"start": 0, "after 1000 steps": 1000}
 
@@ -108,6 +109,17 @@ class SamplesStudy(Study):
                 ]
                 estimates.append((steps, np.mean(totals, axis=0)))
             yield name, estimates
+        yield "ZeroOrder", _zero_order(problems, weights, budgets, seed)
+        direct = [
+            (
+                steps,
+                np.mean(
+                    [_direct(p, weights, e.prefix(steps // 2)) for p, e in zip(problems, episodes, strict=True)], 0
+                ),
+            )
+            for steps in budgets
+        ]
+        yield "DirectOnly", direct
 
     def tables(self, rows: Rows) -> list[Table]:
         """Median environment steps, and their ratio to the certainty-equivalent estimator's."""
@@ -128,9 +140,10 @@ class SamplesStudy(Study):
                 rows=tuple(lines),
                 note=f"Median over {self.seeds} seeds, c = {COST:g}, half of the steps on the way to each goal. Places: the "
                 "random weights that every run starts from, and those that 1000 exact steps lead to. Tried budgets grow by √2 "
-                f"up to {self._budgets()[-1]:,}, an estimate at each from the first steps of the same episodes; counted is the "
-                "smallest budget from which on all are above. Contrasts sample two policies with half each. The cosine is "
-                "that of direct and implicit term together.",
+                f"up to {self._budgets()[-1]:,}, an estimate at each from the first steps of the same episodes; counted is "
+                "the smallest budget from which on all are above. Contrasts sample two policies with half each; ZeroOrder "
+                f"spends {_STEPS_PER_DIRECTION} steps on a direction. Fisher is given reward-to-go and a value baseline. The "
+                "cosine is that of direct and implicit term together.",
             )
         ]
 
@@ -199,6 +212,37 @@ def _contrast(problem: FourRooms, weights: Array, name: str, above: Episodes, be
     return np.einsum("sa,sap->p", implicit, problem.lower(weights).jacobian) + np.einsum(
         "sa,sap->p", direct, problem.upper(weights).jacobian
     )
+
+
+def _direct(problem: FourRooms, weights: Array, episodes: Episodes) -> Array:
+    """(105,), the direct term."""
+    return np.einsum("sa,sap->p", sampled.mean_visits(problem.mdp, episodes), problem.upper(weights).jacobian)
+
+
+def _zero_order(
+    problems: Sequence[FourRooms], weights: Array, budgets: Sequence[int], seed: int
+) -> list[tuple[int, Array]]:
+    """Means of (F(w + u z) − F(w)) z/u over as many directions z as each budget pays for, F mean returns of episodes."""
+    rng = np.random.default_rng(seed)
+    steps = _STEPS_PER_DIRECTION // (2 * len(problems))
+    estimates, total, spent, directions = [], np.zeros(len(weights)), 0, 0
+    for budget in budgets:
+        while spent + _STEPS_PER_DIRECTION <= budget:
+            direction = rng.normal(size=len(weights))
+            change = 0.0
+            for problem in problems:
+                for sign, at in ((1.0, weights + _RADIUS * direction), (-1.0, weights)):
+                    lower = problem.lower(at).value
+                    policy = soft_policy_iteration(problem.mdp, lower, problem.temperature).policy
+                    episodes = sample_episodes(problem.mdp, policy, steps, HORIZON, int(rng.integers(2**31)))
+                    returns = episodes.returns(problem.upper(at).value, problem.mdp.discount)
+                    change += sign * float(returns.mean()) / len(problems)
+            total += change / _RADIUS * direction
+            spent += _STEPS_PER_DIRECTION
+            directions += 1
+        if directions:
+            estimates.append((budget, total / directions))
+    return estimates
 
 
 def _cosine(estimate: Array, exact: Array) -> float:

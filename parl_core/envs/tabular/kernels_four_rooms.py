@@ -282,8 +282,8 @@ def sampled_term(kind, scene, work, temperature):
 
 @njit(cache=True)
 def contrast_term(two_sided, nudge, scene, work, temperature, values, number):
-    """by_state from the visits (S,) of optima for r + nudge·r_U and, two-sided, r − nudge·r_U, otherwise r; returns their
-    mean, or the first alone. values (2,S) are warm starts."""
+    """by_state from the visits of optima for r + nudge·r_U and, two-sided, r − nudge·r_U, otherwise r; returns their mean
+    (S,), or the first alone. values (2,S) are warm starts."""
     below_nudge = nudge if two_sided else 0.0
     respond(scene, work, work.rewards - below_nudge * work.upper, temperature, values[0])
     below = occupancy(scene, work, number)
