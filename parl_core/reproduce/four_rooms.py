@@ -106,7 +106,7 @@ class FourRoomsStudy(Study):
 
     seeds: int = 10
     """Runs behind every mean."""
-    pilot_seeds: int = 3
+    pilot_seeds: int = 2
     """Other runs, at each of the four learning rates, that choose one by their mean; 0 takes .5."""
     steps: int = 10_000
     """Outer steps of a run."""
