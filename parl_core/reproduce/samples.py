@@ -123,10 +123,16 @@ class SamplesStudy(Study):
 
     def tables(self, rows: Rows) -> list[Table]:
         """Median environment steps, and their ratio to the certainty-equivalent estimator's."""
+        lines_of: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
+        for row in rows["cosines"]:
+            key = (row["estimator"], row["temperature"], row["where"], row["seed"])
+            lines_of.setdefault(key, []).append((row["env_steps"], row["cosine"]))
         names = list(dict.fromkeys(row["estimator"] for row in rows["cosines"]))
         cells = [(temperature, where) for temperature in TEMPERATURES for where in _POINTS]
         needed = {
-            (name, *cell): float(np.median([self._needed(rows, name, *cell, seed) for seed in range(self.seeds)]))
+            (name, *cell): float(
+                np.median([steps_needed(lines_of[(name, *cell, seed)], self.cosine) for seed in range(self.seeds)])
+            )
             for name in names
             for cell in cells
         }
@@ -139,27 +145,13 @@ class SamplesStudy(Study):
                 columns=("estimator", *(f"λ={temperature:g}, {where}" for temperature, where in cells)),
                 rows=tuple(lines),
                 note=f"Median over {self.seeds} seeds, c = {COST:g}, half of the steps on the way to each goal. Places: the "
-                "random weights that every run starts from, and those that 1000 exact steps lead to. Tried budgets grow by √2 "
-                f"up to {self._budgets()[-1]:,}, an estimate at each from the first steps of the same episodes; counted is "
-                "the smallest budget from which on all are above. Contrasts sample two policies with half each; ZeroOrder "
-                f"spends {_STEPS_PER_DIRECTION} steps on a direction. Fisher is given reward-to-go and a value baseline. The "
-                "cosine is that of direct and implicit term together.",
+                "random weights that every run starts from, and those that 1000 exact steps lead to. Tried budgets grow by "
+                f"√2 up to {self._budgets()[-1]:,}, an estimate at each from the first steps of the same episodes; counted "
+                "is the smallest budget from which on all are above. Contrasts sample two policies with half each; "
+                f"ZeroOrder spends {_STEPS_PER_DIRECTION} steps on a direction. Fisher is given reward-to-go and a value "
+                "baseline. The cosine is that of direct and implicit term together.",
             )
         ]
-
-    def _needed(self, rows: Rows, name: str, temperature: float, where: str, seed: int) -> float:
-        """The smallest budget from which on all cosines are above the mark; infinite if the last is not."""
-        steps = float("inf")
-        line = [
-            row
-            for row in rows["cosines"]
-            if (row["estimator"], row["temperature"], row["where"], row["seed"]) == (name, temperature, where, seed)
-        ]
-        for row in reversed(line):
-            if not row["cosine"] >= self.cosine:
-                break
-            steps = row["env_steps"]
-        return steps
 
     def figures(self, rows: Rows, directory: Path) -> list[Path]:
         """The median cosine by environment steps, a panel for every place."""
@@ -191,6 +183,16 @@ class SamplesStudy(Study):
         figure.legend(handles, labels, loc="lower center", ncols=len(names), fontsize=8, frameon=False)
         figure.tight_layout(rect=(0, 0.05, 1, 1))
         return [save(figure, directory / "cosines.png")]
+
+
+def steps_needed(line: Sequence[tuple[int, float]], cosine: float) -> float:
+    """The smallest of growing budgets from which on all cosines are at least `cosine`; infinite if the last is not."""
+    steps = float("inf")
+    for budget, reached in reversed(line):
+        if not reached >= cosine:
+            break
+        steps = budget
+    return steps
 
 
 def _nudged(problem: FourRooms, weights: Array, name: str, num_steps: int, seed: int) -> tuple[Episodes, Episodes]:

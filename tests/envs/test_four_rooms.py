@@ -160,7 +160,7 @@ def test_exact_steps_are_the_definitions(estimator):
 
 
 def test_log_prob_curvature_is_the_engines():
-    """The block form of the log-prob Hessian against the engine's, by enumerating a deterministic MDP to where γ^h vanishes."""
+    """The log-prob Hessian block by block against the engine's, by enumerating a deterministic MDP until γ^h vanishes."""
     rng = np.random.default_rng(0)
     transitions = np.zeros((2, 2, 2))
     transitions[[0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 0]] = 1.0

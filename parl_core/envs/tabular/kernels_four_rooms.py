@@ -321,8 +321,8 @@ def ascend(kind, number, seed, scenes, band, weights, temperatures, learning_rat
     clipped to 1.
 
     Args: kind, an estimator; number, environment steps it gets for an outer one, 0 if it is exact; values and norms (k,),
-    filled with the exact objective before, and the gradient's norm at, every len(temperatures)/k-th step. Returns: means over
-    the last `num_averaged` steps, of the exact objective over scenes and of what the estimator itself sees of it.
+    filled with the exact objective before, and the gradient's norm at, every len(temperatures)/k-th step. Returns: means
+    over the last `num_averaged` steps, of the exact objective over scenes and of what the estimator itself sees of it.
     """
     np.random.seed(seed)
     num_states = len(weights) - 1
