@@ -17,6 +17,7 @@ from parl_core.envs.tabular import (
     occupancy,
     policy_value,
     random_mdp,
+    soft_policy_iteration,
     soft_policy_vjp,
     soft_value_iteration,
 )
@@ -267,3 +268,54 @@ def test_solution_is_plain_data():
     solution = soft_value_iteration(mdp, reward(params)[0], TEMPERATURE)
     assert isinstance(solution, SoftSolution) and solution.temperature == TEMPERATURE
     assert solution.q.dtype == solution.value.dtype == solution.policy.dtype == np.float64
+
+
+def _ending_mdp():
+    """Two states; state 0 goes to 1 or, with probability .25, ends; every step from 1 ends."""
+    transitions = np.zeros((2, 2, 2))
+    transitions[0, :, 1] = 0.75
+    return TabularMDP(transitions, np.array([1.0, 0.0]), 0.8)
+
+
+def test_episodes_may_end():
+    mdp, policy = _ending_mdp(), np.full((2, 2), 0.5)
+    np.testing.assert_array_equal(mdp.ends, [[0.25, 0.25], [1.0, 1.0]])
+    assert (random_mdp(7, 3, 0.9, 0).ends == 0.0).all()  # sums that are off by rounding do not end anything
+    np.testing.assert_allclose(occupancy(mdp, policy).sum(1), [1.0, 0.8 * 0.75])
+    rewards = np.array([[1.0, 3.0], [10.0, 20.0]])
+    value = policy_value(mdp, policy, rewards, temperature=0.1).value
+    np.testing.assert_allclose(value, [2.0 + 0.1 * np.log(2) + 0.6 * value[1], 15.0 + 0.1 * np.log(2)])
+    assert expected_return(mdp, policy, rewards) == pytest.approx(2.0 + 0.6 * 15.0)
+
+
+def test_no_entropy_is_counted_after_the_end():
+    mdp, rewards = _ending_mdp(), np.array([[1.0, 3.0], [10.0, 20.0]])
+    for solve in (soft_value_iteration, soft_policy_iteration):
+        solution = solve(mdp, rewards, 5.0)
+        last = 5.0 * np.log(np.exp(10.0 / 5) + np.exp(20.0 / 5))
+        np.testing.assert_allclose(solution.value[1], last, rtol=1e-12)
+        q = rewards[0] + 0.8 * 0.75 * last
+        np.testing.assert_allclose(solution.value[0], 5.0 * np.log(np.exp(q / 5).sum()), rtol=1e-12)
+
+
+def test_rows_above_one_and_endings_in_an_enumeration_are_refused():
+    with pytest.raises(ValueError, match="must sum to 1, or less where episodes end, along its last axis"):
+        TabularMDP(np.full((2, 1, 2), 0.6), np.array([1.0, 0.0]), 0.9)
+    with pytest.raises(ValueError, match="initial must sum to 1 along"):
+        TabularMDP(np.full((2, 1, 2), 0.4), np.array([0.5, 0.0]), 0.9)
+    with pytest.raises(ValueError, match="must not end episodes by itself"):
+        enumerate_trajectories(_ending_mdp(), np.full((2, 2), 0.5), 2)
+
+
+@pytest.mark.parametrize("dynamics", ["dense", "sparse", "deterministic"])
+def test_policy_iteration_is_value_iteration_by_newtons_method(dynamics):
+    mdp, reward, _, params = make_problem(num_states=9, discount=0.95, dynamics=dynamics)
+    rewards, _ = reward(params)
+    for temperature in (1e-3, 0.3, 10.0):
+        slow = soft_value_iteration(mdp, rewards, temperature)
+        fast = soft_policy_iteration(mdp, rewards, temperature)
+        assert fast.converged and fast.iterations < 20 < slow.iterations
+        np.testing.assert_allclose(fast.value, slow.value, rtol=1e-9)
+        np.testing.assert_allclose(fast.policy, slow.policy, atol=1e-6)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        soft_policy_iteration(mdp, rewards, 0.0)

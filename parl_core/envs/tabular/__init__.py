@@ -12,6 +12,8 @@ to import from; the files behind it:
     problem       an MDP with both rewards as functions of the leader's parameters
     four_rooms    the published Four-Rooms problem
     environment   MDPs as environments to train agents on; in tasks, those that `make_env` knows
+    four_rooms    the published Four-Rooms problem; four_rooms_ascent solves it with any estimator
+    sampled       hypergradients from episodes alone
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from .iteration import AMDState, amd, amd_iteration
 from .mdp import Array, PolicyValue, TabularMDP, expected_return, occupancy, policy_value, random_mdp
 from .perturbed import nudged_contrast, value_penalty, zero_order
 from .problem import BilevelMDP, ParametricReward
-from .soft import SoftSolution, soft_policy_vjp, soft_value_iteration
+from .soft import SoftSolution, soft_policy_iteration, soft_policy_vjp, soft_value_iteration
 
 __all__ = [
     "AMDState",
@@ -49,6 +51,7 @@ __all__ = [
     "policy_value",
     "random_mdp",
     "sobirl_shortcut",
+    "soft_policy_iteration",
     "soft_policy_vjp",
     "soft_value_iteration",
     "value_penalty",

@@ -90,6 +90,10 @@ class FourRooms(BilevelMDP):
         self.temperature, self.cost = float(temperature), float(cost)
         self.goal_state = state_of(GOALS[goal])
 
+    def incentives(self, params: npt.ArrayLike) -> Array:
+        """(104,), what the leader adds to the follower's reward of being in each state but the goal."""
+        return self._incentives(params)[0]
+
     def lower(self, params: npt.ArrayLike) -> ParametricReward:
         """1 at the goal and the incentive elsewhere, whatever the action."""
         incentives, jacobian = self._incentives(params)

@@ -7,7 +7,7 @@ from numba import njit
 
 
 @njit(cache=True)
-def _compressed_rows(transitions):
+def compressed_rows(transitions):
     """The positive entries of P(·|s,a), row after row: most problems reach a handful of states from each.
 
     Args: transitions (S,A,S). Returns: starts (S·A+1,) of each row, successors (n,), probabilities (n,).
@@ -36,7 +36,7 @@ def iterate_soft_values(transitions, rewards, discount, temperature, tolerance, 
     Args: transitions (S,A,S), rewards (S,A), all float64. Returns: value (S,), iterations made, last max|ΔV|.
     """
     num_states, num_actions, _ = transitions.shape
-    starts, successors, probabilities = _compressed_rows(transitions)
+    starts, successors, probabilities = compressed_rows(transitions)
     value = np.zeros(num_states)
     updated = np.empty(num_states)
     q = np.empty(num_actions)
@@ -88,7 +88,7 @@ def iterate_amd(
     num_states, num_actions, _ = transitions.shape
     num_params = jacobian.shape[2]
     has_direct = upper_jacobian.shape[2] > 0
-    starts, successors, probabilities = _compressed_rows(transitions)
+    starts, successors, probabilities = compressed_rows(transitions)
     next_scalars, next_slopes = np.zeros_like(scalars), np.zeros_like(slopes)
     q, upper_q, policy = np.empty(num_actions), np.empty(num_actions), np.empty(num_actions)
     q_slope = np.empty(num_params)

@@ -55,6 +55,52 @@ def soft_value_iteration(
     value, iterations, residual = iterate_soft_values(
         mdp.transitions, rewards, float(mdp.discount), float(temperature), float(tolerance), max_iterations
     )
+    return _solution(mdp, rewards, temperature, value, iterations, residual, tolerance)
+
+
+def soft_policy_iteration(
+    mdp: TabularMDP, rewards: npt.ArrayLike, temperature: float, tolerance: float = 1e-12
+) -> SoftSolution:
+    """As `soft_value_iteration`, by Newton's method: a linear solve per iteration, and a handful of iterations.
+
+    The better choice where γ is close to 1, and where states are numbered so that transitions lead to nearby numbers: the
+    solves are banded.
+    """
+    rewards = checked_table("rewards", rewards, mdp)
+    check_temperature(temperature)
+    import_extra("numba", "numba", needed_for="Soft policy iteration")
+    from .kernels import compressed_rows
+    from .kernels_newton import bandwidth, soft_optimum
+
+    starts, successors, probabilities = compressed_rows(mdp.transitions)
+    band = bandwidth(starts, successors, mdp.num_actions)
+    value, policy = np.zeros(mdp.num_states), np.empty(rewards.shape)
+    factors = np.empty((mdp.num_states, 2 * band + 1))
+    iterations, residual = soft_optimum(
+        rewards,
+        float(temperature),
+        float(mdp.discount),
+        starts,
+        successors,
+        probabilities,
+        float(tolerance),
+        value,
+        policy,
+        factors,
+    )
+    return _solution(mdp, rewards, temperature, value, iterations, residual, tolerance)
+
+
+def _solution(
+    mdp: TabularMDP,
+    rewards: Array,
+    temperature: float,
+    value: Array,
+    iterations: int,
+    residual: float,
+    tolerance: float,
+) -> SoftSolution:
+    """What follows from the values that an iteration has reached."""
     converged = bool(residual <= tolerance * max(1.0, float(np.abs(value).max())))
     q = rewards + mdp.discount * mdp.transitions @ value
     highest = q.max(axis=1, keepdims=True)
