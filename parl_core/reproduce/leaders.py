@@ -34,8 +34,10 @@ MAX_EXHAUSTIVE = 2
 """Dimensions of a choice up to which the whole box is searched, and drawn."""
 SURFACE_POINTS = 61
 """Along each side of what is drawn of the objective."""
-RECORDED = 40
+RECORDED = 50
 """Steps of an ascent that are written down, about: denser in the beginning."""
+STATIONARY = 1e-8
+"""Length of a direction below which an ascent ends."""
 
 
 class Example(NamedTuple):
@@ -51,13 +53,13 @@ class Example(NamedTuple):
 
 
 EXAMPLES = {
-    "matrix-game": Example("Matrix game", matrix_game, ("probability of the first row",), "no commitment", 1.0),
+    "matrix-game": Example("Matrix game", matrix_game, ("probability of the first row",), "no commitment", 0.3),
     "audit-game": Example(
-        "Audit game", audit_game, ("audits of trusted firms", "audits of watched firms"), "no commitment", 1.0
+        "Audit game", audit_game, ("audits of trusted firms", "audits of watched firms"), "no commitment", 0.3
     ),
     # The best commitments are pure in most states: a softmax gets there as 1/(learning rate × steps).
-    "random-game": Example("Random Markov game", random_game, (), "no commitment", 3.0),
-    "tax-design": Example("Tax design", TaxDesign, ("tax on the necessity", "tax on the luxury"), "no taxes", 1.0),
+    "random-game": Example("Random Markov game", random_game, (), "no commitment", 1.0),
+    "tax-design": Example("Tax design", TaxDesign, ("tax on the necessity", "tax on the luxury"), "no taxes", 0.3),
 }
 
 
@@ -95,17 +97,24 @@ def ascend(
 ) -> tuple[Array, list[tuple[int, float, Array]]]:
     """Gradient ascent in the leader's parameters, gradients clipped to norm 1.
 
+    It ends early at a stationary point.
+
     Returns:
-        The last parameters (P,), and (step, objective, choice (D,)) of the first and last and some steps between.
+        The last parameters (P,), and (step, objective, choice (D,)) of the first and last step and of some between; steps
+        that an early end spares are as the last one made.
     """
-    recorded = {0, *np.unique(np.geomspace(1, steps, RECORDED).astype(int)).tolist()}
+    recorded = np.unique(np.geomspace(1, steps, RECORDED).astype(int))
     params, path = np.array(start, dtype=np.float64), []
     for step in range(steps):
         objective, direction = METHODS[method].direction(problem, params)
-        if step in recorded:
+        if step == 0 or step in recorded:
             path.append((step, objective, problem.choice(params)))
-        params = params + learning_rate * direction / max(1.0, float(np.linalg.norm(direction)))
-    path.append((steps, problem.objective(params), problem.choice(params)))
+        length = float(np.linalg.norm(direction))
+        if length < STATIONARY:
+            break
+        params = params + learning_rate * direction / max(1.0, length)
+    last = problem.objective(params), problem.choice(params)
+    path.extend((int(later), *last) for later in recorded if later > path[-1][0])
     return params, path
 
 
@@ -122,8 +131,8 @@ class Leaders(Study):
 
     seeds: int = 10
     """Starts of each ascent: parameters drawn from N(0, 1)."""
-    steps: int = 1000
-    """Gradient steps of each ascent."""
+    steps: int = 3000
+    """Gradient steps of each ascent, at most."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "steps"):
@@ -155,7 +164,7 @@ class Leaders(Study):
         identity = {"example": name, "method": method, "seed": seed}
         _, value, choice = path[-1]
         return {
-            "ascent": [{**identity, "start": path[0][1], "value": value, "choice": _written(choice), "steps": self.steps}],
+            "ascent": [{**identity, "start": path[0][1], "value": value, "choice": _written(choice)}],
             "path": [{**identity, "step": step, "value": value, "choice": _written(at)} for step, value, at in path],
         }
 
@@ -209,7 +218,7 @@ def _without(problem: DesignProblem) -> tuple[float, float]:
     return float(problem.objectives(problem.low[None])[0]), 0.0
 
 
-def _table_of_optima(searches: Iterable[Row]) -> Table:
+def _table_of_optima(searches: Sequence[Row]) -> Table:
     game = matrix_game()
     limit, _ = strong_stackelberg(game.follower_payoffs[0], game.leader_payoffs[0])
     lines = []
@@ -233,10 +242,10 @@ def _table_of_optima(searches: Iterable[Row]) -> Table:
         rows=tuple(lines),
         note=(
             "at: probabilities or tax rates; in the random game conditional probabilities, two for each state. "
-            "resolution: spacing of the last grid, as a share of a coordinate's range. A search of the whole box misses only "
-            "peaks narrower than its first grid's spacing; one from 20 starts proves no global optimum. without: the "
-            "equilibrium of simultaneous play, by fictitious play, of which the leader's gain from a deviation is at most "
-            f"{max(row['without_gap'] for row in searches):.1g}."
+            "resolution: spacing of the last grid, as a share of a coordinate's range. A search of the whole box misses "
+            "only peaks narrower than its first grid's spacing; one from 20 starts proves no global optimum. "
+            "without: no taxes, or the equilibrium of simultaneous play, by fictitious play, where the leader's best "
+            f"deviation gains her at most {max(row['without_gap'] for row in searches):.1g}."
         ),
     )
 
@@ -268,11 +277,11 @@ def _table_of_ascents(rows: Rows) -> Table:
         rows=tuple(lines),
         note=(
             "reached: mean ± standard error over starts of the last step's objective; best: the best of the starts. "
-            f"within {WITHIN:g}: starts that end there, of the search's optimum. steps: until then, median over those starts; "
-            "a step solves the follower's problem once, with the nudged contrast three times. The direct term takes the "
-            "follower's behaviour as given, so that where it vanishes the leader plays a best response: in the games its "
-            "ascent ends at what she gets without commitment. The shortcut is exact where nothing is discounted, as in the "
-            "matrix game. Ascent is local: starts may end at worse maxima."
+            f"within {WITHIN:g}: starts that end there, of the search's optimum. steps: until they are there for good, median "
+            "over those starts; a step solves the follower's problem once, with the nudged contrast three times. "
+            "Ascent is local: starts may end at worse maxima. The direct term takes the follower's behaviour as given: where "
+            "it vanishes the leader plays a best response, so that in the games it leads to an equilibrium without "
+            "commitment, of which there may be several. The shortcut is exact at discount 0, as in the matrix game."
         ),
     )
 

@@ -1,7 +1,7 @@
 """Maxima on a box by search: no gradients, so that what ascent reaches can be held against them.
 
-    grid_search      the whole box on a grid, then finer grids around its best cells: for up to three dimensions
-    pattern_search   local, from many starts, a few coordinates at a time: for more, and no proof of a global maximum
+grid_search      the whole box on a grid, then finer grids around its best cells: for up to three dimensions
+pattern_search   local, from many starts, a few coordinates at a time: for more, and no proof of a global maximum
 """
 
 from __future__ import annotations

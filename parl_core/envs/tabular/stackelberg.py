@@ -45,7 +45,7 @@ class StackelbergGame(DesignProblem):
         shape = np.shape(follower_payoffs)
         if len(shape) != 3 or (shape[0], shape[2]) != mdp.transitions.shape[:2] or shape[1] < 2:
             raise ValueError(
-                f"follower_payoffs must have shape ({mdp.num_states}, A, {mdp.num_actions}) with A of at least 2, got {shape}"
+                f"follower_payoffs must have shape ({mdp.num_states}, A, {mdp.num_actions}), A at least 2, got {shape}"
             )
         self.mdp, self.temperature = mdp, float(temperature)
         self.follower_payoffs = checked("follower_payoffs", follower_payoffs, shape)
@@ -205,16 +205,16 @@ def matrix_game(
 
 
 def audit_game(temperature: float = 0.1, discount: float = 0.9) -> StackelbergGame:
-    """An inspector commits to how often she audits trusted and watched firms (in the spirit of Harrington, J. Public Econ. 1988).
+    """An inspector commits to how often she audits trusted and watched firms (after Harrington, J. Public Econ. 1988).
 
-    Two states, trusted and watched; her choice is the probability of an audit in each. A firm that cheats becomes watched; a
-    watched one that complies is trusted again with probability .2. Cheating pays the firm 1 without an audit; with one, .5 in
-    its first offence, while it is trusted, and −1 while it is watched. Complying pays 0, and −.25 while it is watched. She
-    pays .3 for an audit, and a firm that cheats does harm of 1, of which an audit repairs half.
+    Two states, trusted and watched; her choice is the probability of an audit in each. A firm that cheats becomes watched;
+    a watched one that complies is trusted again with probability .2. Cheating pays the firm 1 without an audit; with one,
+    .5 in its first offence, while it is trusted, and −1 while it is watched. Complying pays 0, and −.25 while it is watched.
+    She pays .3 for an audit, and a firm that cheats does harm of 1, of which an audit repairs half.
 
     Without commitment she audits as far as audits pay for themselves at once: in both states so often that the firm cheats
-    with probability .6, which costs her .6 a step. With it, audits deter; and it is the firms watched that she audits more,
-    since the prospect of it deters the trusted ones as well.
+    with probability .6, which costs her .6 a step. With it, audits deter; and she audits the watched firms more, since the
+    prospect of that deters the trusted ones as well.
     """
     transitions = np.array([[[1.0, 0.0], [0.0, 1.0]], [[0.2, 0.8], [0.0, 1.0]]])  # comply, cheat
     follower = np.array([[[0.0, 0.5], [0.0, 1.0]], [[-0.25, -1.0], [-0.25, 1.0]]])  # audit, no audit
@@ -234,6 +234,4 @@ def random_game(
     follower, leader = np.random.default_rng(seed).normal(
         size=(2, num_states, num_leader_actions, num_follower_actions)
     )
-    return StackelbergGame(
-        random_mdp(num_states, num_follower_actions, discount, seed), follower, leader, temperature
-    )
+    return StackelbergGame(random_mdp(num_states, num_follower_actions, discount, seed), follower, leader, temperature)

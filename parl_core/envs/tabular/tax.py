@@ -29,7 +29,7 @@ HOURS = (0, 1, 2)
 SPENDING = (0, 1, 2)
 """On each good, in units of assets."""
 WAGE = 2.0
-"""Assets for an hour."""
+"""Assets for an hour, to be spent from the next step on."""
 DISUTILITY = 0.3
 """Of h hours: this times h²."""
 CURVATURE = np.array([0.7, 0.2])
@@ -43,10 +43,11 @@ MAX_RATE = 0.9
 class TaxDesign(DesignProblem):
     """Rates of two consumption taxes, for revenue and for the household's consumption.
 
-    States are asset levels, actions (hours, spending on the necessity, spending on the luxury), 27 of them. A household that
-    cannot afford its basket buys the same share of both goods with what it has. Assets between two levels are rounded at
-    random, right on average. The leader's parameters x (2,) are rates t = .9 σ(x); her choice is the rates. In every step she
-    gets log(1 + revenue) + welfare · (goods consumed, of both).
+    States are asset levels, actions (hours, spending on the necessity, spending on the luxury), 27 of them. Wages are paid
+    at the end of a step, so that spending is out of assets; a household that cannot afford its basket buys the same share of
+    both goods with what it has. Assets between two levels are rounded at random, right on average. The leader's parameters
+    x (2,) stand for rates t = .9 σ(x); her choice is the rates. In every step she gets log(1 + revenue) + welfare · (goods
+    consumed, of both). Taxes make money, and so work, worth less: at high rates the household works less and revenue falls.
 
     Args:
         temperature: τ > 0 of the household's entropy bonus.
