@@ -1,7 +1,7 @@
 """A customs office sets how likely it opens a parcel; a smuggler answers with what pays him best.
 
-What he does depends on the inspections, so the office's gradient has two parts: what inspecting pays at his present behaviour,
-and what it pays to change that behaviour. Only with the second one does it pay to commit to inspections.
+What he does depends on the inspections, so the office's gradient has two parts: what inspecting pays at his present
+behaviour, and what it pays to change that behaviour. Only with the second one does it pay to commit to inspections.
 
 Replace the payoffs with your own; `StackelbergGame` takes several states, with transitions by the follower's action.
 """

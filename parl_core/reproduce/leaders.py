@@ -94,14 +94,14 @@ METHODS = {
 
 def ascend(
     problem: DesignProblem, start: Array, method: str, steps: int, learning_rate: float
-) -> tuple[Array, list[tuple[int, float, Array]]]:
+) -> list[tuple[int, float, Array]]:
     """Gradient ascent in the leader's parameters, gradients clipped to norm 1.
 
     It ends early at a stationary point.
 
     Returns:
-        The last parameters (P,), and (step, objective, choice (D,)) of the first and last step and of some between; steps
-        that an early end spares are as the last one made.
+        (step, objective, choice (D,)) of the first and last step and of some between; steps that an early end spares are
+        as the last one made.
     """
     recorded = np.unique(np.geomspace(1, steps, RECORDED).astype(int))
     params, path = np.array(start, dtype=np.float64), []
@@ -115,7 +115,7 @@ def ascend(
         params = params + learning_rate * direction / max(1.0, length)
     last = problem.objective(params), problem.choice(params)
     path.extend((int(later), *last) for later in recorded if later > path[-1][0])
-    return params, path
+    return path
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Leaders(Study):
         example = EXAMPLES[name]
         problem = example.problem()
         start = np.random.default_rng(seed).normal(size=problem.num_params)
-        _, path = ascend(problem, start, method, self.steps, example.learning_rate)
+        path = ascend(problem, start, method, self.steps, example.learning_rate)
         identity = {"example": name, "method": method, "seed": seed}
         _, value, choice = path[-1]
         return {
@@ -277,10 +277,10 @@ def _table_of_ascents(rows: Rows) -> Table:
         rows=tuple(lines),
         note=(
             "reached: mean ± standard error over starts of the last step's objective; best: the best of the starts. "
-            f"within {WITHIN:g}: starts that end there, of the search's optimum. steps: until they are there for good, median "
-            "over those starts; a step solves the follower's problem once, with the nudged contrast three times. "
-            "Ascent is local: starts may end at worse maxima. The direct term takes the follower's behaviour as given: where "
-            "it vanishes the leader plays a best response, so that in the games it leads to an equilibrium without "
+            f"within {WITHIN:g}: starts that end there, of the search's optimum. steps: until they are there for "
+            "good, median over those starts; a step solves the follower's problem once, with the nudged contrast thrice. "
+            "Ascent is local: starts may end at worse maxima. The direct term takes the follower's behaviour as given: "
+            "where it vanishes the leader plays a best response, so that in the games it leads to an equilibrium without "
             "commitment, of which there may be several. The shortcut is exact at discount 0, as in the matrix game."
         ),
     )
