@@ -32,6 +32,19 @@ def test_a_grid_finds_the_top_of_a_slanted_quadratic(dimension):
     assert best.value == function(best.point[None])[0]
 
 
+def test_finer_grids_follow_a_ridge():
+    """A ridge ten times longer than wide, askew: the best point of a grid may be two cells from the top."""
+    for seed in range(20):
+        top = np.random.default_rng(seed).uniform(-0.9, 0.9, size=2)
+
+        def function(points, top=top):
+            along, across = ((points - top) @ np.array([[1.0, 2.0], [2.0, -1.0]])).T
+            return -(along**2) - 100.0 * across**2
+
+        best = grid_search(function, [-1.0, -1.0], [1.0, 1.0], points=11)
+        assert best.point == pytest.approx(top, abs=1e-4)
+
+
 def test_a_grid_finds_maxima_on_faces_and_corners():
     best = grid_search(lambda p: p[:, 0] - (p[:, 1] - 0.3) ** 2, [0.0, 0.0], [1.0, 1.0], points=5)
     assert best.point == pytest.approx([1.0, 0.3], abs=1e-5) and best.point[0] == 1.0
@@ -96,6 +109,12 @@ def test_both_searches_agree_where_both_apply():
     by_pattern = pattern_search(game.objectives, game.low, game.high, starts=5)
     assert by_pattern.value == pytest.approx(by_grid.value, abs=1e-8)
     assert by_pattern.point == pytest.approx(by_grid.point, abs=1e-3)
+
+
+def test_the_reach_is_halved_down_to_the_tolerance():
+    """Where nothing improves: the start, and five points at reaches of a half, a quarter, an eighth and a sixteenth."""
+    best = pattern_search(lambda points: np.zeros(len(points)), [0.0], [2.0], starts=1, tolerance=0.1)
+    assert best.evaluations == 1 + 4 * 5 and best.resolution == 1 / 32
 
 
 def test_the_same_seed_finds_the_same():
