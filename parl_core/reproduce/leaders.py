@@ -32,6 +32,8 @@ WITHIN = 1e-3
 """How near the search's optimum an ascent must end to have found it, in units of the objective."""
 MAX_EXHAUSTIVE = 2
 """Dimensions of a choice up to which the whole box is searched, and drawn."""
+SEARCH_STARTS = 50
+"""Of the search of a box of more dimensions."""
 SURFACE_POINTS = 61
 """Along each side of what is drawn of the objective."""
 RECORDED = 50
@@ -186,8 +188,8 @@ def _search(name: str) -> Rows:
     """The optimum, what the leader gets without it, and the objective all over a box that can be drawn."""
     problem = EXAMPLES[name].problem()
     exhaustive = len(problem.low) <= MAX_EXHAUSTIVE
-    search = grid_search if exhaustive else pattern_search
-    best = search(problem.objectives, problem.low, problem.high)
+    box = problem.objectives, problem.low, problem.high
+    best = grid_search(*box) if exhaustive else pattern_search(*box, starts=SEARCH_STARTS)
     without, gap = _without(problem)
     found = {
         "example": name,
@@ -231,7 +233,7 @@ def _table_of_optima(searches: Sequence[Row]) -> Table:
                 ", ".join(f"{number:.3f}" for number in read_choice(row)),
                 f"{row['resolution']:.0e}",
                 f"{row['evaluations']}",
-                "whole box" if row["exhaustive"] else "from 20 starts",
+                "whole box" if row["exhaustive"] else f"from {SEARCH_STARTS} starts",
                 f"{row['without']:.3f} ({example.without})",
                 f"{limit:g}" if row["example"] == "matrix-game" else "–",
             )
@@ -243,7 +245,7 @@ def _table_of_optima(searches: Sequence[Row]) -> Table:
         note=(
             "at: probabilities or tax rates; in the random game conditional probabilities, two for each state. "
             "resolution: spacing of the last grid, as a share of a coordinate's range. A search of the whole box misses "
-            "only peaks narrower than its first grid's spacing; one from 20 starts proves no global optimum. "
+            "only peaks narrower than its first grid's spacing; one from random starts proves no global optimum. "
             "without: no taxes, or the equilibrium of simultaneous play, by fictitious play, where the leader's best "
             f"deviation gains her at most {max(row['without_gap'] for row in searches):.1g}."
         ),

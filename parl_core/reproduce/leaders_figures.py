@@ -12,7 +12,7 @@ from ..errors import import_extra
 from .leaders import EXAMPLES, MAX_EXHAUSTIVE, METHODS, of, read_choice
 from .study import Row, Rows
 
-COLOURS = dict(zip(METHODS, ("#d62728", "#ff9f1c", "#9467bd", "#1f77b4"), strict=True))
+COLOURS = dict(zip(METHODS, ("#D55E00", "#E69F00", "#CC79A7", "#0072B2"), strict=True))
 DRAWN = ("exact", "direct-only")
 """Methods whose paths are drawn; those of all would hide one another."""
 MAX_PATHS = 6
