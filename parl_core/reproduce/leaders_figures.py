@@ -72,7 +72,9 @@ def draw_progress(rows: Rows, path: Path) -> Path:
             steps = sorted(by_step)
             low, mean, high = ([function(by_step[step]) for step in steps] for function in (np.min, np.mean, np.max))
             # the first on top and the thinnest, since several may reach the same
-            axis.plot(steps, mean, color=COLOURS[method], linewidth=1.2 + 0.7 * rank, zorder=3.0 - 0.1 * rank, label=title)
+            axis.plot(
+                steps, mean, color=COLOURS[method], linewidth=1.2 + 0.7 * rank, zorder=3.0 - 0.1 * rank, label=title
+            )
             axis.fill_between(steps, low, high, color=COLOURS[method], alpha=0.12, linewidth=0)
         axis.axhline(optimum["value"], color="black", linestyle="--", linewidth=1, label="optimum by search")
         axis.axhline(
