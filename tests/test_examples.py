@@ -51,6 +51,15 @@ def test_implicit(capsys):
     assert f"{outcome['error']:.1e}" in capsys.readouterr().out
 
 
+def test_stackelberg(capsys):
+    """Without commitment a parcel is opened as far as that pays for itself, with 40% smuggled, at a loss of .4."""
+    found = load("stackelberg").main()
+    assert found["total"] == pytest.approx(found["search"], abs=1e-5)
+    assert found["direct"] == pytest.approx(-0.4, abs=1e-4)
+    assert found["no commitment"] == pytest.approx(-0.4, abs=1e-3)
+    assert f"{found['total']:.4f}" in capsys.readouterr().out
+
+
 def test_every_example_is_tested():
     tested = {name.removeprefix("test_") for name in globals()}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested

@@ -14,11 +14,16 @@ to import from; the files behind it:
     environment   MDPs as environments to train agents on; in tasks, those that `make_env` knows
     four_rooms    the published Four-Rooms problem; four_rooms_ascent solves it with any estimator
     sampled       hypergradients from episodes alone
+    design        problems whose leader picks a point of a box; their objective at many points at once
+    stackelberg   games in which the leader commits to a mixed strategy; equilibria without commitment
+    tax           consumption taxes on a household
+    search        maxima on a box without gradients
 """
 
 from __future__ import annotations
 
 from .bilevel import ExactHypergradient
+from .design import DesignProblem
 from .enumeration import enumerate_trajectories
 from .estimators import bc_hg, exact_hypergradient, fisher_implicit, hpgd, sobirl_shortcut
 from .four_rooms import FourRooms
@@ -27,33 +32,57 @@ from .mdp import Array, PolicyValue, TabularMDP, expected_return, occupancy, pol
 from .perturbed import nudged_contrast, value_penalty, zero_order
 from .problem import BilevelMDP, ParametricReward
 from .soft import SoftSolution, soft_policy_iteration, soft_policy_vjp, soft_value_iteration
+from .search import Maximum, grid_search, pattern_search
+from .soft import SoftSolution, soft_policy_vjp, soft_value_iteration
+from .stackelberg import (
+    SimultaneousPlay,
+    StackelbergGame,
+    audit_game,
+    matrix_game,
+    random_game,
+    simultaneous_play,
+    strong_stackelberg,
+)
+from .tax import TaxDesign
 
 __all__ = [
     "AMDState",
     "Array",
     "BilevelMDP",
+    "DesignProblem",
     "ExactHypergradient",
     "FourRooms",
+    "Maximum",
     "ParametricReward",
     "PolicyValue",
+    "SimultaneousPlay",
     "SoftSolution",
+    "StackelbergGame",
     "TabularMDP",
+    "TaxDesign",
     "amd",
     "amd_iteration",
+    "audit_game",
     "bc_hg",
     "enumerate_trajectories",
     "exact_hypergradient",
     "expected_return",
     "fisher_implicit",
+    "grid_search",
     "hpgd",
+    "matrix_game",
     "nudged_contrast",
     "occupancy",
+    "pattern_search",
     "policy_value",
+    "random_game",
     "random_mdp",
+    "simultaneous_play",
     "sobirl_shortcut",
     "soft_policy_iteration",
     "soft_policy_vjp",
     "soft_value_iteration",
+    "strong_stackelberg",
     "value_penalty",
     "zero_order",
 ]
