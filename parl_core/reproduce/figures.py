@@ -22,10 +22,12 @@ def panels(down: int, across: int, *, width: float = 5.5, height: float = 3.8) -
     return figure, axes
 
 
-def draw_seeds(axis: Any, x: Sequence[float], curves: Sequence[Sequence[float]], colour: str, label: str) -> None:
-    """Every seed's curve thin, their median thick; `curves` is (seeds, len(x))."""
+def draw_seeds(
+    axis: Any, x: Sequence[float], curves: Sequence[Sequence[float]], colour: str, label: str, line: Any = "-"
+) -> None:
+    """Every seed's curve thin, their median thick and in the style `line`; `curves` is (seeds, len(x))."""
     import numpy as np
 
     for curve in curves:
         axis.plot(x, curve, color=colour, linewidth=0.7, alpha=0.3)
-    axis.plot(x, np.median(np.asarray(curves), axis=0), color=colour, linewidth=2.2, label=label)
+    axis.plot(x, np.median(np.asarray(curves), axis=0), color=colour, linewidth=2.2, linestyle=line, label=label)

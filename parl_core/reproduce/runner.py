@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from .environment import describe_environment
 from .folder import StudyFolder, read_rows
 from .study import Study
 from .tables import to_text
-from .workers import TaskError, run_tasks
+from .workers import Task, TaskError, run_tasks
 
 _PLAIN_REPORTS, _PLAIN_PAUSE = 10, 2.0
 """Lines that tell of progress where there is no terminal, at most, and the seconds between two of them, at least."""
@@ -29,15 +29,17 @@ def reproduce(study: Study, path: Path, *, jobs: int, command: str, console: Any
         console: a rich Console.
 
     Raises:
-        RunFolderError, ConfigError: the folder cannot be used, or was begun with other settings.
+        ConfigError: settings that the study's `tasks` refuses, or other than those the folder was begun with.
+        RunFolderError: the folder cannot be used.
         TaskError: a task failed; what is done is kept.
         Interrupted: Ctrl-C; what is done is kept.
     """
     import_extra("matplotlib", "train", needed_for="parl reproduce")  # asked for before minutes of work
+    tasks = list(study.tasks())
     folder = StudyFolder.open(path, study)
     try:
         if not folder.complete:
-            _compute(study, folder, jobs, command, console)
+            _compute(study, tasks, folder, jobs, command, console)
         rows = read_rows(path)
         for table in study.tables(rows):
             _say(console, "\n" + to_text(table))
@@ -48,8 +50,7 @@ def reproduce(study: Study, path: Path, *, jobs: int, command: str, console: Any
         folder.close()
 
 
-def _compute(study: Study, folder: StudyFolder, jobs: int, command: str, console: Any) -> None:
-    tasks = list(study.tasks())
+def _compute(study: Study, tasks: Sequence[Task], folder: StudyFolder, jobs: int, command: str, console: Any) -> None:
     left = [task for task in tasks if not folder.is_done(task)]
     done = len(tasks) - len(left)
     failure = folder.path / "failure.txt"

@@ -11,6 +11,7 @@ to import from; the files behind it:
     perturbed     hypergradients that compare the optima of perturbed rewards
     problem       an MDP with both rewards as functions of the leader's parameters
     four_rooms    the published Four-Rooms problem
+    rand_mdp      the published RandMDP problem; in m_sobirl, the iteration published with it
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from .enumeration import enumerate_trajectories
 from .estimators import bc_hg, exact_hypergradient, fisher_implicit, hpgd, sobirl_shortcut
 from .four_rooms import FourRooms
 from .iteration import AMDState, amd, amd_iteration
+from .m_sobirl import MSoBiRLResult, MSoBiRLState, m_sobirl_iteration, m_sobirl_start
 from .mdp import Array, PolicyValue, TabularMDP, expected_return, occupancy, policy_value, random_mdp
 from .perturbed import nudged_contrast, value_penalty, zero_order
 from .problem import BilevelMDP, ParametricReward
+from .rand_mdp import RandMDP, rand_mdp
 from .soft import SoftSolution, soft_policy_vjp, soft_value_iteration
 
 __all__ = [
@@ -31,8 +34,11 @@ __all__ = [
     "BilevelMDP",
     "ExactHypergradient",
     "FourRooms",
+    "MSoBiRLResult",
+    "MSoBiRLState",
     "ParametricReward",
     "PolicyValue",
+    "RandMDP",
     "SoftSolution",
     "TabularMDP",
     "amd",
@@ -43,9 +49,12 @@ __all__ = [
     "expected_return",
     "fisher_implicit",
     "hpgd",
+    "m_sobirl_iteration",
+    "m_sobirl_start",
     "nudged_contrast",
     "occupancy",
     "policy_value",
+    "rand_mdp",
     "random_mdp",
     "sobirl_shortcut",
     "soft_policy_vjp",
