@@ -23,7 +23,7 @@ def plain_rows(rows: Rows) -> Rows:
 
     Raises:
         TypeError: a value that is no str, int, float or bool.
-        ValueError: rows of one CSV with other columns than its first, or a string that would be read as a number.
+        ValueError: rows of one CSV with other columns than its first, or a string that would not be read as the same.
     """
     return {
         name: [
@@ -76,8 +76,8 @@ def _plain(place: str, value: Any) -> Any:
     value = value.item() if hasattr(value, "item") else value
     if type(value) not in (str, int, float, bool):
         raise TypeError(f"{place} must be a str, int, float or bool, got {type(value).__name__}")
-    if isinstance(value, str) and not isinstance(_value(value), str):
-        raise ValueError(f"{place} must not be a string that reads as a number or a bool, got {value!r}")
+    if isinstance(value, str) and (set(value) & set("\r\n\0") or not isinstance(_value(value), str)):
+        raise ValueError(f"{place} must be one line that does not read as a number or a bool, got {value!r}")
     return value
 
 

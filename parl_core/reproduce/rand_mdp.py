@@ -158,8 +158,8 @@ def _outcomes(rows: Sequence[Row]) -> Table:
         lines.append(
             (
                 name,
-                mean_with_error(values, 5),
-                f"{max(values):.5f}",
+                mean_with_error(values, 6),
+                f"{max(values):.6f}",
                 mean_with_error(norms, 4),
                 f"{max(norms):.4f}",
                 f"{len(arrived)} of {len(own)}",
