@@ -199,12 +199,12 @@ def test_plot_leaves_out_a_run_without_evaluations_and_shows_negative_returns(po
     (runs[2] / "metrics.csv").write_text("step,true_return\n")
     capsys.readouterr()
     drawn = []
-    real = plots._save
+    real = plots.save_picture
     try:
-        plots._save = lambda figure, path: drawn.append(figure.axes[0].get_ylim()) or real(figure, path)
+        plots.save_picture = lambda figure, path: drawn.append(figure.axes[0].get_ylim()) or real(figure, path)
         assert cli.main(["plot", *map(str, runs), "--output", str(tmp_path / "p.png")]) == 0
     finally:
-        plots._save = real
+        plots.save_picture = real
     assert "empty has no evaluation yet and is left out" in capsys.readouterr().err
     assert drawn[0][0] < -50
 
@@ -346,10 +346,45 @@ sys.exit(cli.main(sys.argv[1:]))
         assert (run / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
 
 
+def test_reproduce_refuses_in_one_sentence(capsys, tmp_path):
+    assert "did you mean rand-mdp" in fails(capsys, "reproduce", "randmdp")
+    where = ["--output", str(tmp_path / "run")]
+    assert "--jobs must be at least 1, got 0" in fails(capsys, "reproduce", "rand-mdp", "--jobs", "0", *where)
+    assert "--seeds must be at least 1, got 0" in fails(capsys, "reproduce", "rand-mdp", "--seeds", "0", *where)
+    assert not (tmp_path / "run").exists()
+    short = ["--seeds", "1", "--jobs", "1", *where]
+    assert cli.main(["reproduce", "rand-mdp", "--steps", "2", *short]) == 0
+    capsys.readouterr()
+    assert "steps = 3 (it was 2)" in fails(capsys, "reproduce", "rand-mdp", "--steps", "3", *short)
+    (tmp_path / "thesis").write_text("precious")
+    assert "not empty" in fails(capsys, "reproduce", "rand-mdp", "--output", str(tmp_path))
+    assert (tmp_path / "thesis").read_text() == "precious"
+    page = ["reproduce", "page", "--output", str(tmp_path / "page.md")]
+    assert "no settings.json" in fails(capsys, *page, str(tmp_path))
+    assert not (tmp_path / "page.md").exists()
+    assert cli.main([*page, str(tmp_path / "run")]) == 0
+    assert (
+        f"parl reproduce rand-mdp --steps 2 --seeds 1 --jobs 1 --output {tmp_path / 'run'}\n"
+        in (tmp_path / "page.md").read_text()
+    )
+
+
+def test_reproduce_needs_the_extra_before_it_makes_a_folder(capsys, tmp_path, monkeypatch):
+    for module in ("tyro", "rich.console", "matplotlib"):
+        with monkeypatch.context() as context:
+            context.setitem(sys.modules, module, None)
+            message = fails(capsys, "reproduce", "rand-mdp", "--output", str(tmp_path / "run"))
+            assert "pip install 'parl-core[train]'" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_usage(capsys):
     assert cli.main(["--help"]) == 0
     assert "train" in capsys.readouterr().out
     assert cli.main([]) == 1
+    assert cli.main(["reproduce"]) == 1
+    assert "rand-mdp" in capsys.readouterr().out
+    assert cli.main(["reproduce", "--help"]) == 0
     for command in ("doctor", "train"):
         try:
             assert cli.main([command, "--help"]) == 0

@@ -18,6 +18,7 @@ to import from; the files behind it:
     stackelberg   games in which the leader commits to a mixed strategy; equilibria without commitment
     tax           consumption taxes on a household
     search        maxima on a box without gradients
+    rand_mdp      the published RandMDP problem; in m_sobirl, the iteration published with it
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from .enumeration import enumerate_trajectories
 from .estimators import bc_hg, exact_hypergradient, fisher_implicit, hpgd, sobirl_shortcut
 from .four_rooms import FourRooms
 from .iteration import AMDState, amd, amd_iteration
+from .m_sobirl import MSoBiRLResult, MSoBiRLState, m_sobirl_iteration, m_sobirl_start
 from .mdp import Array, PolicyValue, TabularMDP, expected_return, occupancy, policy_value, random_mdp
 from .perturbed import nudged_contrast, value_penalty, zero_order
 from .problem import BilevelMDP, ParametricReward
 from .soft import SoftSolution, soft_policy_iteration, soft_policy_vjp, soft_value_iteration
 from .search import Maximum, grid_search, pattern_search
+from .rand_mdp import RandMDP, rand_mdp
 from .soft import SoftSolution, soft_policy_vjp, soft_value_iteration
 from .stackelberg import (
     SimultaneousPlay,
@@ -56,6 +59,11 @@ __all__ = [
     "ParametricReward",
     "PolicyValue",
     "SimultaneousPlay",
+    "MSoBiRLResult",
+    "MSoBiRLState",
+    "ParametricReward",
+    "PolicyValue",
+    "RandMDP",
     "SoftSolution",
     "StackelbergGame",
     "TabularMDP",
@@ -71,11 +79,14 @@ __all__ = [
     "grid_search",
     "hpgd",
     "matrix_game",
+    "m_sobirl_iteration",
+    "m_sobirl_start",
     "nudged_contrast",
     "occupancy",
     "pattern_search",
     "policy_value",
     "random_game",
+    "rand_mdp",
     "random_mdp",
     "simultaneous_play",
     "sobirl_shortcut",

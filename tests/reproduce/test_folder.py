@@ -1,0 +1,202 @@
+"""The result folder: what goes into a CSV comes out again, and no folder is used for what it is not."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parl_core.errors import ConfigError, RunFolderError
+from parl_core.reproduce import environment
+from parl_core.reproduce.csv_files import plain_rows, read_csv, write_csv
+from parl_core.reproduce.folder import StudyFolder, read_results
+from parl_core.reproduce.workers import Finished
+from tests.reproduce.tiny import Tiny
+
+HERE = {"commit": "c0", "dirty": False, "command": "parl reproduce tiny", "jobs": 1}
+CELLS = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.booleans(),
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.sampled_from(["nan", "1e5", "-inf", "True", " 1", "1_0", "0x1", "1.", "+1", '"', "a,b", "", "١"]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 4).flatmap(lambda width: st.lists(st.tuples(*[CELLS] * width), max_size=4)))
+def test_rows_come_back_as_they_were_or_are_refused(tmp_path_factory, lines):
+    rows = [{f"c{number}": value for number, value in enumerate(line)} for line in lines]
+    path = tmp_path_factory.getbasetemp() / "round_trip.csv"
+    try:
+        rows = plain_rows({"kind": rows})["kind"]
+    except ValueError:
+        strings = [cell for line in lines for cell in line if isinstance(cell, str)]
+        assert any(set(cell) & set("\r\n\0") or _reads_as_number(cell) for cell in strings)
+        return
+    write_csv(path, rows)
+    assert repr(read_csv(path)) == repr(rows)  # NaN is not equal to itself, 1 and True and 1.0 are to each other
+
+
+def _reads_as_number(cell):
+    try:
+        float(cell)
+    except ValueError:
+        return cell in ("True", "False")
+    return True
+
+
+def test_numpys_numbers_become_pythons():
+    row = {"a": np.float64(0.1), "b": np.int32(3), "c": np.bool_(True), "d": np.float32(0.1), "e": "x"}
+    (line,) = plain_rows({"kind": [row]})["kind"]
+    assert [(type(value), value) for value in line.values()] == [
+        (float, 0.1),
+        (int, 3),
+        (bool, True),
+        (float, 0.10000000149011612),
+        (str, "x"),
+    ]
+
+
+def test_rows_that_no_csv_can_hold_are_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"kind\.a must be a str, int, float or bool, got NoneType"):
+        plain_rows({"kind": [{"a": None}]})
+    with pytest.raises(
+        ValueError, match=r"kind\.a must be one line that does not read as a number or a bool, got '1e5'"
+    ):
+        plain_rows({"kind": [{"a": "1e5"}]})
+    with pytest.raises(ValueError, match=r"row of kind must have the columns \['a'\], got \['b'\]"):
+        plain_rows({"kind": [{"a": 1}, {"b": 1}]})
+    (tmp_path / "broken.csv").write_text("a,b\n1\n")
+    with pytest.raises(RunFolderError, match="must have 2 cells in every line"):
+        read_csv(tmp_path / "broken.csv")
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        read_csv(tmp_path / "none.csv")
+
+
+def fill(path, study, seeds, here=HERE):
+    """Work on a folder until these seeds are done."""
+    folder = StudyFolder.open(path, study)
+    folder.begin(here)
+    for number, task in enumerate(task for task in study.tasks() if task["seed"] in seeds):
+        folder.add(Finished(task, {"kind": [{"seed": task["seed"], "x": math.nan}]}, 2.0), 10.0 * (number + 1))
+    return folder
+
+
+def test_times_add_up_over_interruptions_and_commits_are_all_named(tmp_path):
+    fill(tmp_path, Tiny(), {0, 1}).close()
+    fill(tmp_path, Tiny(), {4}, {**HERE, "commit": "c1", "dirty": True}).close()
+    fill(tmp_path, Tiny(), set(), {**HERE, "commit": None, "dirty": None}).close()
+    folder = fill(tmp_path, Tiny(), {2, 3, 5}, {**HERE, "commit": "c2"})
+    folder.finish(Tiny().tasks())
+    folder.close()
+    facts = json.loads((tmp_path / "environment.json").read_text())
+    assert facts["wall_seconds"] == 20.0 + 10.0 + 0.0 + 30.0
+    assert facts["task_seconds"] == 12.0
+    assert facts["commit"] == "c2"
+    assert facts["earlier_commits"] == ["c0", "c1"]
+    assert facts["dirty"] is True
+    assert facts["rows"] == {"kind": 6}
+    assert [row["seed"] for row in read_csv(tmp_path / "kind.csv")] == list(range(6))
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    fill(tmp_path, Tiny(), {0}).close()
+    before = (tmp_path / "progress.jsonl").read_bytes()
+    with pytest.raises(ConfigError) as told:
+        StudyFolder.open(tmp_path, Tiny(size=7, factors=(1.0,)))
+    assert "size = 7 (it was 6), factors = [1.0] (it was [1.0, 0.5]);" in str(told.value)
+    assert "pause" not in str(told.value)
+    assert (tmp_path / "progress.jsonl").read_bytes() == before
+
+
+def test_another_study_another_version_and_foreign_folders_are_refused(tmp_path, monkeypatch):
+    class Other(Tiny):
+        name = "other"
+
+    run = tmp_path / "run"
+    fill(run, Tiny(), {0}).close()
+    with pytest.raises(RunFolderError, match="holds the study tiny"):
+        StudyFolder.open(run, Other())
+    with monkeypatch.context() as context:
+        context.setattr("parl_core.reproduce.folder.__version__", "9.9")
+        with pytest.raises(ConfigError, match=r"begun by parl-core .* and this is 9\.9"):
+            StudyFolder.open(run, Tiny())
+        (run / "environment.json").write_text("{}")
+        StudyFolder.open(run, Tiny()).close()  # complete: nothing would be mixed
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("precious")
+    with pytest.raises(RunFolderError, match="not empty and no folder of parl reproduce"):
+        StudyFolder.open(tmp_path / "thesis", Tiny())
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter"]
+    with pytest.raises(RunFolderError, match="Cannot make the folder"):
+        StudyFolder.open(tmp_path / "thesis" / "chapter", Tiny())
+    (tmp_path / "thesis" / "settings.json").write_text("[1]")
+    with pytest.raises(RunFolderError, match="none of parl reproduce"):
+        StudyFolder.open(tmp_path / "thesis", Tiny())
+
+
+def test_a_folder_killed_before_its_settings_were_whole_is_begun_anew(tmp_path):
+    (tmp_path / "settings.json.partial").write_text("{")
+    StudyFolder.open(tmp_path, Tiny()).close()
+    assert json.loads((tmp_path / "settings.json").read_text())["settings"]["size"] == 6
+
+
+def test_a_damaged_line_is_told_by_its_number(tmp_path):
+    fill(tmp_path, Tiny(), {0, 1}).close()
+    lines = (tmp_path / "progress.jsonl").read_text().splitlines()
+    lines[1] = lines[1][:-5]
+    (tmp_path / "progress.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(RunFolderError, match="damaged in line 2"):
+        StudyFolder.open(tmp_path, Tiny())
+
+
+def test_results_are_read_back_only_when_whole(tmp_path):
+    with pytest.raises(RunFolderError, match="has no settings"):
+        read_results(tmp_path)
+    folder = fill(tmp_path, Tiny(), set(range(6)))
+    with pytest.raises(RunFolderError, match="not complete"):
+        read_results(tmp_path)
+    folder.finish(Tiny().tasks())
+    folder.name_figures([tmp_path / "a.png"])
+    folder.close()
+    with pytest.raises(RunFolderError, match=r"a\.png is missing"):
+        read_results(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"")
+    results = read_results(tmp_path)
+    assert (results.study, results.settings["factors"]) == ("tiny", [1.0, 0.5])
+    assert len(results.rows["kind"]) == 6
+    whole = (tmp_path / "kind.csv").read_text()
+    (tmp_path / "kind.csv").write_text(whole.rsplit("\n", 2)[0] + "\n")
+    with pytest.raises(RunFolderError, match="must have the 6 rows it was written with, got 5"):
+        read_results(tmp_path)
+
+
+def test_the_commit_is_that_of_the_packages_own_clone(tmp_path, monkeypatch):
+    def git(*arguments):
+        options = ("-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path))
+        return subprocess.run(["git", *options, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    package = tmp_path / "parl_core"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (tmp_path / "other").write_text("")
+    git("init", "-q")
+    git("add", "other")
+    git("commit", "-qm", "another project")
+    monkeypatch.setattr(environment, "_PACKAGE", package)
+    assert environment.describe_environment()["commit"] is None  # merely installed there
+    assert environment.describe_environment()["dirty"] is None
+    git("add", ".")
+    git("commit", "-qm", "ours")
+    facts = environment.describe_environment()
+    assert (facts["commit"], facts["dirty"]) == (git("rev-parse", "HEAD"), False)
+    (tmp_path / "results").write_text("")
+    assert environment.describe_environment()["dirty"] is False  # no code
+    (package / "new.py").write_text("")
+    assert environment.describe_environment()["dirty"] is True

@@ -1,0 +1,86 @@
+"""The results page is made of the folders alone, and is what is committed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from parl_core.errors import RunFolderError, UnknownNameError
+from parl_core.reproduce import studies
+from parl_core.reproduce.page import find_folders, page, write_page
+from tests.reproduce import tiny
+from tests.reproduce.test_runner import run
+from tests.reproduce.tiny import Tiny
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Results of the tiny study, which is known for the time of the test, below others in the list."""
+    monkeypatch.setitem(studies._STUDIES, "tiny", studies._Entry("tiny", "Tiny", "squares"))
+    monkeypatch.setitem(sys.modules, "parl_core.reproduce.tiny", tiny)
+    path = tmp_path / "docs" / "results" / "a run"
+    run(Tiny(), path)
+    (path / "progress.jsonl").unlink()
+    return path
+
+
+def test_the_page_holds_everything_and_its_links_lead_to_files(folder):
+    output = write_page([folder], folder.parents[1] / "results.md")
+    text = output.read_text()
+    for part in (
+        "## Tiny | study\n\nPublished: nowhere\n\n    parl reproduce tiny\n",
+        "Settings: size 6, factors 1.0 0.5, pause 0.0, trouble .",
+        "torch 2.",
+        "1 process: 6 tasks in ",
+        "**Squares**\n\n| seed | square |\n| ---: | -----: |\n|    0 |  0.000 |",
+        "A | note.",
+    ):
+        assert part in text
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert links == [f"results/a%20run/{name}" for name in ("b.png", "a.png", "squares.csv", "odd.csv")]
+    assert all((output.parent / link.replace("%20", " ")).exists() for link in links)
+
+
+def test_the_same_folders_give_the_same_bytes_wherever_they_are(folder, tmp_path):
+    first = page([folder], tmp_path / "docs")
+    moved = tmp_path / "elsewhere" / "docs" / "results" / "a run"
+    shutil.copytree(folder, moved)
+    assert page([moved], tmp_path / "elsewhere" / "docs") == first
+
+
+def test_folders_are_found_in_the_order_of_the_studies(folder, monkeypatch):
+    root = folder.parent
+    for name, study in (("z", "rand-mdp"), ("b", "tiny"), ("unknown", "no-such"), ("broken", None)):
+        (root / name).mkdir()
+        (root / name / "settings.json").write_text("[" if study is None else f'{{"study": "{study}"}}')
+    (root / "walker-walk").mkdir()
+    assert [path.name for path in find_folders(root)] == ["z", "a run", "b"]
+    with pytest.raises(RunFolderError, match="holds no result folder"):
+        find_folders(root / "walker-walk")
+
+
+def test_folders_that_make_no_page_are_refused(folder, tmp_path):
+    with pytest.raises(RunFolderError, match="no settings"):
+        write_page([tmp_path], tmp_path / "page.md")
+    settings = (folder / "settings.json").read_text()
+    (folder / "settings.json").write_text(settings.replace('"tiny"', '"tyni"'))
+    with pytest.raises(UnknownNameError, match="did you mean tiny"):
+        write_page([folder], tmp_path / "page.md")
+    (folder / "settings.json").write_text(settings.replace('"size"', '"sizes"'))
+    with pytest.raises(RunFolderError, match="settings that tiny does not have"):
+        write_page([folder], tmp_path / "page.md")
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_the_committed_page_is_that_of_the_committed_folders():
+    try:
+        folders = find_folders(DOCS / "results")
+    except RunFolderError:
+        pytest.skip("no results are committed yet")
+    assert (DOCS / "results.md").read_text() == page(folders, DOCS), "make it again: parl reproduce page"

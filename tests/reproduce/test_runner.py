@@ -1,0 +1,206 @@
+"""A study's tasks are done once each, whatever happens in between, and give the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from parl_core.errors import ConfigError, RunFolderError
+from parl_core.reproduce.runner import reproduce
+from parl_core.reproduce.workers import TaskError
+from tests.reproduce.tiny import Tiny
+
+RESULTS = ("squares.csv", "odd.csv")
+
+
+def run(study, path, jobs=1):
+    """Reproduce without a terminal; returns what was printed."""
+    console = Console(force_terminal=False, width=80)
+    with console.capture() as shown:
+        reproduce(study, path, jobs=jobs, command="parl reproduce tiny", console=console)
+    return shown.get()
+
+
+def results(path):
+    return {name: (path / name).read_bytes() for name in RESULTS}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed run."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    run(Tiny(), path)
+    return path
+
+
+def start(path, *options):
+    """`parl reproduce tiny` with two processes, in a process group of its own."""
+    code = "import sys; from tests.reproduce.tiny import main; sys.exit(main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "reproduce", "tiny", "--output", str(path), "--jobs", "2", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_tasks(path, number):
+    """Until so many tasks are kept (none: until the work has begun)."""
+    progress, deadline = path / "progress.jsonl", time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if progress.exists() and progress.read_bytes().count(b"\n") > number:
+            return
+        time.sleep(0.005)
+    raise AssertionError("the work did not come so far")
+
+
+def test_the_rows_are_in_the_order_of_the_tasks_however_many_processes_there_are(whole, tmp_path):
+    assert (whole / "squares.csv").read_text().splitlines()[:4] == [
+        "seed,factor,square",
+        "0,1.0,0.0",
+        "0,0.5,0.0",
+        "1,1.0,0.3333333333333333",
+    ]
+    assert (whole / "odd.csv").read_text().splitlines()[2] == "1,nan,-inf,5e-324,odd,1"
+    process = start(tmp_path / "two", "--pause", "0.05")  # the first task is the last to be finished
+    assert process.wait() == 0
+    order = [json.loads(line) for line in (tmp_path / "two" / "progress.jsonl").read_text().splitlines()[1:]]
+    assert order[0]["task"]["seed"] == 1
+    assert results(tmp_path / "two") == results(whole)
+
+
+def test_a_complete_folder_is_only_drawn_again(whole):
+    before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
+    (whole / "a.png").unlink()
+    progress = whole / "progress.jsonl"
+    kept = progress.read_bytes()
+    progress.unlink()  # as in a folder that is under version control
+    shown = run(Tiny(), whole)
+    assert "tasks done" not in shown
+    assert "Squares" in shown
+    assert (whole / "a.png").exists()
+    assert json.loads((whole / "figures.json").read_text()) == ["b.png", "a.png"]
+    assert not progress.exists()
+    progress.write_bytes(kept)
+    for name in (*RESULTS, "environment.json", "settings.json"):
+        assert (whole / name).stat().st_mtime_ns == before[name]
+
+
+def test_a_kill_at_any_byte_of_the_progress_changes_nothing(whole, tmp_path):
+    """What a kill can leave behind is a beginning of progress.jsonl, and later files that are whole or not there."""
+    progress = (whole / "progress.jsonl").read_bytes()
+    for cut in [*range(0, len(progress), 53), len(progress) - 1, len(progress)]:
+        path = tmp_path / str(cut)
+        path.mkdir()
+        (path / "settings.json").write_bytes((whole / "settings.json").read_bytes())
+        (path / "progress.jsonl").write_bytes(progress[:cut])
+        (path / "odd.csv.partial").write_bytes(b"seed,")
+        if cut == len(progress):
+            (path / "squares.csv").write_bytes((whole / "squares.csv").read_bytes())
+        run(Tiny(), path)
+        assert results(path) == results(whole)
+        lines = [json.loads(line) for line in (path / "progress.jsonl").read_text().splitlines()]
+        assert sorted(line["task"]["seed"] for line in lines if "task" in line) == list(range(6))  # each done once
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_killed_run_leaves_no_process_behind_and_goes_on_to_the_same_bytes(whole, tmp_path, number):
+    path = tmp_path / "run"
+    process = start(path, "--pause", "0.1")
+    wait_for_tasks(path, number)
+    process.kill()
+    process.communicate(timeout=30)  # which returns when the last process that could write to the pipes is gone
+    assert not (path / "environment.json").exists()
+    again = start(path, "--pause", "0.1")
+    assert again.wait() == 0
+    assert results(path) == results(whole)
+    tasks = [json.loads(line).get("task") for line in (path / "progress.jsonl").read_text().splitlines()]
+    assert len([task for task in tasks if task]) == 6
+
+
+def test_ctrl_c_says_what_is_done_and_the_same_command_goes_on(whole, tmp_path):
+    path = tmp_path / "run"
+    process = start(path, "--pause", "0.2")
+    wait_for_tasks(path, 2)
+    begin = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes at once
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - begin < 10
+    assert process.returncode == 130
+    kept = (path / "progress.jsonl").read_text().count('"task"')
+    assert errors == f"parl: interrupted: {kept} of 6 tasks done; the same command goes on\n"
+    again = start(path, "--pause", "0.2")
+    shown, _ = again.communicate()
+    assert f"{kept} of 6 tasks done\n" in shown
+    assert results(path) == results(whole)
+    facts = json.loads((path / "environment.json").read_text())
+    lines = [json.loads(line) for line in (path / "progress.jsonl").read_text().splitlines()]
+    seconds = [line["seconds"] for line in lines if "task" in line]
+    assert facts["task_seconds"] == pytest.approx(sum(seconds), abs=0.06)
+    sittings = [number for number, line in enumerate(lines) if "environment" in line]
+    last = [lines[sittings[1] - 1]["wall_seconds"], lines[-1]["wall_seconds"]]
+    assert facts["wall_seconds"] == pytest.approx(sum(last), abs=0.06)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_task_that_raises_is_named_and_the_others_are_kept(whole, tmp_path, jobs):
+    path, trouble = tmp_path / "run", tmp_path / "trouble"
+    trouble.write_text("raise 3")
+    study = Tiny(trouble=str(trouble))
+    with pytest.raises(TaskError, match=r"task seed=3, kind=odd failed with ZeroDivisionError: no such square") as told:
+        run(study, path, jobs)
+    assert "failure.txt" in str(told.value)
+    assert "in run" in (path / "failure.txt").read_text()
+    kept = (path / "progress.jsonl").read_text().count('"task"')
+    assert f"{kept} of 6 tasks done" in str(told.value)
+    assert kept >= (3 if jobs == 1 else 1)
+    trouble.unlink()
+    run(study, path, jobs)
+    assert results(path) == results(whole)
+    assert not (path / "failure.txt").exists()
+
+
+def test_a_process_that_dies_is_told_with_its_task(whole, tmp_path):
+    path, trouble = tmp_path / "run", tmp_path / "trouble"
+    trouble.write_text("die 3")
+    study = Tiny(trouble=str(trouble))
+    with pytest.raises(TaskError, match=r"process of task seed=3, kind=odd died \(killed by SIGKILL, as .* memory"):
+        run(study, path, jobs=2)
+    trouble.unlink()
+    run(study, path, jobs=2)
+    assert results(path) == results(whole)
+
+
+def test_progress_without_a_terminal_is_a_few_lines(tmp_path):
+    lines = [line for line in run(Tiny(size=200), tmp_path / "run").splitlines() if "tasks done" in line]
+    assert lines[0] == "tiny: 0 of 200 tasks done"
+    assert lines[-1].startswith("tiny: 200 of 200 tasks done, 0 s elapsed")
+    assert len(lines) <= 11
+
+
+def test_settings_that_the_study_refuses_leave_no_folder(tmp_path):
+    with pytest.raises(ConfigError, match="--size must be at least 1, got 0"):
+        run(Tiny(size=0), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    path = tmp_path / "run"
+    process = start(path, "--pause", "0.3")
+    wait_for_tasks(path, 0)
+    before = (path / "progress.jsonl").read_bytes()
+    try:
+        with pytest.raises(RunFolderError, match="in use by another"):
+            run(Tiny(pause=0.3), path)
+        assert (path / "progress.jsonl").read_bytes().startswith(before)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=30)
