@@ -13,6 +13,9 @@ from numba import njit
 from .kernels_newton import factorise_matrix, solve, solve_transposed
 
 GOES_ON, ENDED, CUT = 0, 1, 2
+_CELLS = 128
+_SEARCH = -(2**31)
+_ROUNDING = 1e-9  # what successors' probabilities may lack of 1 without meaning an end
 
 
 @njit(cache=True)
@@ -23,31 +26,77 @@ def seed_numba(seed):
 
 @njit(cache=True)
 def sample_episodes(policy, first_state, starts, successors, probabilities, horizon, states, actions, last):
-    """Fill the three arrays with episodes from `first_state`, one after the other, each cut after `horizon` steps."""
-    num_actions = policy.shape[1]
+    """Fill the three arrays with episodes from `first_state`, one after the other, each cut after `horizon` steps.
+
+    One uniform number decides action and successor together. Their outcomes lie one after the other on the unit interval,
+    which is cut into _CELLS cells: most cells lie within one outcome, which a table gives; the others are searched.
+    """
+    num_states = len(policy)
+    table = _outcomes_of_cells(policy, starts, successors, probabilities)
     state, length = first_state, 0
     for t in range(len(states)):
         draw = np.random.random()
-        action = 0
-        while action < num_actions - 1 and draw >= policy[state, action]:
-            draw -= policy[state, action]
-            action += 1
-        states[t], actions[t], last[t] = state, action, GOES_ON
+        outcome = table[state, int(draw * _CELLS)]
+        if outcome == _SEARCH:
+            outcome = _outcome_at(draw, state, policy, starts, successors, probabilities)
         length += 1
-        draw = np.random.random()
-        row = state * num_actions + action
-        k = starts[row]
-        while k < starts[row + 1] and draw >= probabilities[k]:
-            draw -= probabilities[k]
-            k += 1
-        if k == starts[row + 1] and (k == starts[row] or draw > 1e-9):  # beyond all successors, not by rounding
-            last[t] = ENDED
-        elif length == horizon or t == len(states) - 1:
-            last[t] = CUT
-        if last[t] == GOES_ON:
-            state = successors[min(k, starts[row + 1] - 1)]
+        states[t], last[t] = state, GOES_ON
+        if outcome < 0:
+            actions[t], last[t] = -1 - outcome, ENDED
         else:
+            actions[t] = outcome // num_states
+            state = outcome - actions[t] * num_states
+            if length == horizon or t == len(states) - 1:
+                last[t] = CUT
+        if last[t] != GOES_ON:
             state, length = first_state, 0
+
+
+@njit(cache=True)
+def _outcomes_of_cells(policy, starts, successors, probabilities):
+    """(S, _CELLS): the outcome that fills the cell, action·S + successor, or −1 − action if the episode ends; or _SEARCH."""
+    num_states, num_actions = policy.shape
+    table = np.full((num_states, _CELLS), _SEARCH, np.int32)
+    for state in range(num_states):
+        begin = 0.0
+        for action in range(num_actions):
+            row = state * num_actions + action
+            left = policy[state, action]
+            for k in range(starts[row], starts[row + 1]):
+                share = policy[state, action] * probabilities[k]
+                left -= share
+                for cell in range(int(np.ceil(begin * _CELLS)), int((begin + share) * _CELLS)):
+                    table[state, cell] = action * num_states + successors[k]
+                begin += share
+            if left > _ROUNDING * policy[state, action]:
+                for cell in range(int(np.ceil(begin * _CELLS)), min(_CELLS, int((begin + left) * _CELLS))):
+                    table[state, cell] = -1 - action
+                begin += left
+    return table
+
+
+@njit(cache=True)
+def _outcome_at(draw, state, policy, starts, successors, probabilities):
+    """The outcome, as in the table, at this place of the unit interval."""
+    num_states, num_actions = policy.shape
+    outcome = 0
+    for action in range(num_actions):
+        row = state * num_actions + action
+        left = policy[state, action]
+        for k in range(starts[row], starts[row + 1]):
+            share = policy[state, action] * probabilities[k]
+            left -= share
+            if share > 0.0:
+                outcome = action * num_states + successors[k]
+            if draw < share:
+                return outcome
+            draw -= share
+        if left > _ROUNDING * policy[state, action]:
+            outcome = -1 - action
+            if draw < left:
+                return outcome
+            draw -= left
+    return outcome  # beyond the last by rounding
 
 
 @njit(cache=True)
