@@ -28,7 +28,8 @@ def save_picture(figure: Any, path: Path) -> Path:
     """
     picture = io.BytesIO()
     try:
-        figure.tight_layout()
+        if figure.get_layout_engine() is None:
+            figure.tight_layout()
         figure.savefig(picture, format=path.suffix[1:] or "png", dpi=120)
     except ValueError as error:
         raise RunFolderError(f"Cannot draw {path}: {error}") from error

@@ -15,7 +15,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 def panels(down: int, across: int, *, width: float = 5.5, height: float = 3.8) -> tuple[Any, Any]:
     """A figure and its axes, (down, across) of them, each `width` × `height` inches, with a light grid."""
-    figure, axes = pyplot().subplots(down, across, figsize=(width * across, height * down), squeeze=False)
+    figure, axes = pyplot().subplots(
+        down, across, figsize=(width * across, height * down), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat:
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)

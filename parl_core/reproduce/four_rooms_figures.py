@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..envs.tabular.four_rooms import GOALS, MAP, START, TARGET
-from .figures import pyplot, save
+from ..pictures import pyplot
+from .figures import COLOURS, panels, save_picture
 from .study import Row
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def draw_maps(rows: Sequence[Row], path: Path) -> Path:
     """Two maps for every cell of the table: incentives, and discounted visits, both on a logarithmic scale."""
-    plt = pyplot()
+    pyplot()
     from matplotlib.colors import LogNorm
 
     temperatures = sorted({row["temperature"] for row in rows})
@@ -27,9 +28,7 @@ def draw_maps(rows: Sequence[Row], path: Path) -> Path:
         "incentive": ("incentive", "Reds", LogNorm(1e-4, 0.2)),
         "visits": ("discounted visits", "Blues", LogNorm(1e-3, 10.0)),
     }
-    figure, axes = plt.subplots(
-        len(temperatures), 2 * len(costs), figsize=(4.2 * len(costs), 2.25 * len(temperatures)), squeeze=False
-    )
+    figure, axes = panels(len(temperatures), 2 * len(costs), width=2.1, height=2.25)
     images = {}
     for i, temperature in enumerate(temperatures):
         for j, cost in enumerate(costs):
@@ -42,18 +41,16 @@ def draw_maps(rows: Sequence[Row], path: Path) -> Path:
                 floored = np.where(np.isnan(picture), np.nan, np.maximum(picture, norm.vmin))
                 images[kind] = panel.imshow(floored, cmap=colours, norm=norm)
                 panel.set_facecolor("0.35")
+                panel.grid(False)
                 panel.set_xticks([])
                 panel.set_yticks([])
                 for sign, (row_, column) in (("S", START), ("G", GOALS[0]), ("G", GOALS[1]), ("+", TARGET)):
                     panel.text(column, row_, sign, ha="center", va="center", fontsize=7, fontweight="bold")
                 if k == 0:
                     panel.set_title(f"λ = {temperature:g}, c = {cost:g}", fontsize=9, loc="left")
-    figure.subplots_adjust(left=0.01, right=0.93, top=0.94, bottom=0.02, wspace=0.06, hspace=0.18)
-    for k, (kind, (label, _, _)) in enumerate(kinds.items()):
-        bar = figure.add_axes((0.945, 0.53 - 0.48 * k, 0.012, 0.4))
-        figure.colorbar(images[kind], cax=bar).set_label(label, fontsize=8)
-        bar.tick_params(labelsize=7)
-    return save(figure, path)
+    for kind, (label, _, _) in kinds.items():
+        figure.colorbar(images[kind], ax=axes, label=label, aspect=40, fraction=0.02)
+    return save_picture(figure, path)
 
 
 def draw_curves(rows: Sequence[Row], published: Mapping[tuple[float, float], Published], path: Path) -> Path:
@@ -62,9 +59,7 @@ def draw_curves(rows: Sequence[Row], published: Mapping[tuple[float, float], Pub
     methods = list(dict.fromkeys(row["method"] for row in rows))
     temperatures = sorted({row["temperature"] for row in rows})
     costs = sorted({row["cost"] for row in rows})
-    figure, axes = plt.subplots(
-        len(temperatures), len(costs), figsize=(3.6 * len(costs), 2.4 * len(temperatures)), sharex=True, squeeze=False
-    )
+    figure, axes = panels(len(temperatures), len(costs), width=3.6, height=2.4)
     for i, temperature in enumerate(temperatures):
         for j, cost in enumerate(costs):
             panel = axes[i][j]
@@ -77,15 +72,14 @@ def draw_curves(rows: Sequence[Row], published: Mapping[tuple[float, float], Pub
                 ]
                 for seed in sorted({row["seed"] for row in cell}):
                     line = [(row["step"], row["value"]) for row in cell if row["seed"] == seed]
-                    panel.plot(*zip(*line, strict=True), color=f"C{k}", linewidth=0.7, alpha=0.7)
+                    panel.plot(*zip(*line, strict=True), color=COLOURS[k], linewidth=0.7, alpha=0.7)
             panel.set_title(f"λ = {temperature:g}, c = {cost:g}", fontsize=9)
             panel.tick_params(labelsize=7)
     for panel in axes[-1]:
         panel.set_xlabel("outer step", fontsize=8)
     for line_of_panels in axes:
         line_of_panels[0].set_ylabel("leader's value", fontsize=8)
-    handles = [plt.Line2D([], [], color=f"C{k}", label=method) for k, method in enumerate(methods)]
+    handles = [plt.Line2D([], [], color=COLOURS[k], label=method) for k, method in enumerate(methods)]
     handles.append(plt.Line2D([], [], color="0.4", linestyle="--", label="best published"))
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
-    return save(figure, path)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    return save_picture(figure, path)

@@ -121,7 +121,7 @@ def ascend(
 
 
 @dataclass(frozen=True)
-class Leaders(Study):
+class LeadersStudy(Study):
     """Games of commitment and a tax design problem: ascent by several hypergradients against exhaustive search."""
 
     name: ClassVar[str] = "leaders"
@@ -179,8 +179,8 @@ class Leaders(Study):
         from .leaders_figures import draw_progress, draw_surfaces
 
         return [
-            draw_surfaces(rows, directory / "leaders-surfaces.png"),
-            draw_progress(rows, directory / "leaders-progress.png"),
+            draw_surfaces(rows, directory / "surfaces.png"),
+            draw_progress(rows, directory / "progress.png"),
         ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import import_extra
+from .figures import panels, save_picture
 from .leaders import EXAMPLES, MAX_EXHAUSTIVE, METHODS, of, read_choice
 from .study import Row, Rows
 
@@ -22,8 +22,8 @@ MAX_PATHS = 6
 def draw_surfaces(rows: Rows, path: Path) -> Path:
     """The objective of each problem with one or two choices, the search's optimum, and paths of ascents."""
     shown = [name for name, example in EXAMPLES.items() if 0 < len(example.axes) <= MAX_EXHAUSTIVE]
-    figure = _figure(5.0 * len(shown), 4.4)
-    for axis, name in zip(figure.subplots(1, len(shown)), shown, strict=True):
+    figure, (axes,) = panels(1, len(shown), width=5.0, height=4.4)
+    for axis, name in zip(axes, shown, strict=True):
         example = EXAMPLES[name]
         surface, optimum = of(rows["surface"], name), of(rows["search"], name)[0]
         points = np.array([read_choice(row) for row in surface])
@@ -46,7 +46,7 @@ def draw_surfaces(rows: Rows, path: Path) -> Path:
         axis.set_xlabel(example.axes[0])
         axis.set_title(example.title, fontsize=10)
     figure.axes[0].legend(fontsize=8, loc="upper right", title="○ start, □ end, ☆ optimum by search", title_fontsize=8)
-    return _save(figure, path)
+    return save_picture(figure, path)
 
 
 def _draw_paths(axis: Any, path: list[Row], method: str) -> None:
@@ -62,8 +62,8 @@ def _draw_paths(axis: Any, path: list[Row], method: str) -> None:
 
 def draw_progress(rows: Rows, path: Path) -> Path:
     """The objective by step, mean over starts, between what the leader has without and the search's optimum."""
-    figure = _figure(4.0 * len(EXAMPLES), 3.8)
-    for axis, (name, example) in zip(figure.subplots(1, len(EXAMPLES)), EXAMPLES.items(), strict=True):
+    figure, (axes,) = panels(1, len(EXAMPLES), width=4.0)
+    for axis, (name, example) in zip(axes, EXAMPLES.items(), strict=True):
         optimum = of(rows["search"], name)[0]
         for rank, (method, (title, _)) in enumerate(METHODS.items()):
             by_step: dict[int, list[float]] = defaultdict(list)
@@ -84,19 +84,7 @@ def draw_progress(rows: Rows, path: Path) -> Path:
         axis.set_xlim(left=0)
         axis.set_xlabel("gradient steps")
         axis.set_title(example.title, fontsize=10)
-        axis.grid(alpha=0.3)
     figure.axes[0].set_ylabel("objective: mean and range over starts")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=len(labels))
-    return _save(figure, path)
-
-
-def _figure(width: float, height: float) -> Any:
-    matplotlib_figure = import_extra("matplotlib.figure", "train", needed_for="Drawing")
-    return matplotlib_figure.Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    return path
+    return save_picture(figure, path)

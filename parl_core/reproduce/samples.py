@@ -155,13 +155,10 @@ class SamplesStudy(Study):
 
     def figures(self, rows: Rows, directory: Path) -> list[Path]:
         """The median cosine by environment steps, a panel for every place."""
-        from .figures import pyplot, save
+        from .figures import COLOURS, panels, save_picture
 
-        plt = pyplot()
         names = list(dict.fromkeys(row["estimator"] for row in rows["cosines"]))
-        figure, axes = plt.subplots(
-            len(_POINTS), len(TEMPERATURES), figsize=(10, 5.6), sharex=True, sharey=True, squeeze=False
-        )
+        figure, axes = panels(len(_POINTS), len(TEMPERATURES), width=3.4, height=2.7)
         for i, where in enumerate(_POINTS):
             for j, temperature in enumerate(TEMPERATURES):
                 panel = axes[i][j]
@@ -172,7 +169,9 @@ class SamplesStudy(Study):
                         if (row["estimator"], row["temperature"], row["where"]) == (name, temperature, where):
                             by_steps.setdefault(row["env_steps"], []).append(row["cosine"])
                     steps = sorted(by_steps)
-                    panel.plot(steps, [np.median(by_steps[s]) for s in steps], color=f"C{k}", label=name)
+                    panel.plot(
+                        steps, [np.median(by_steps[s]) for s in steps], color=(*COLOURS, "0.5", "0.75")[k], label=name
+                    )
                 panel.set_xscale("log")
                 panel.set_title(f"λ = {temperature:g}, {where}", fontsize=9)
         for panel in axes[-1]:
@@ -180,9 +179,8 @@ class SamplesStudy(Study):
         for line in axes:
             line[0].set_ylabel("cosine")
         handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="lower center", ncols=len(names), fontsize=8, frameon=False)
-        figure.tight_layout(rect=(0, 0.05, 1, 1))
-        return [save(figure, directory / "cosines.png")]
+        figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+        return [save_picture(figure, directory / "cosines.png")]
 
 
 def steps_needed(line: Sequence[tuple[int, float]], cosine: float) -> float:

@@ -16,7 +16,10 @@ class _Entry(NamedTuple):
 
 
 _STUDIES = {
+    "four-rooms": _Entry("four_rooms", "FourRoomsStudy", "the published table of Four-Rooms, by every estimator"),
+    "samples": _Entry("samples", "SamplesStudy", "environment steps for a good hypergradient of Four-Rooms"),
     "rand-mdp": _Entry("rand_mdp", "RandMDPStudy", "SoBiRL's random MDP: objective and ‖gradient‖ by step"),
+    "leaders": _Entry("leaders", "LeadersStudy", "commitment games and taxes: ascent against search"),
 }
 
 

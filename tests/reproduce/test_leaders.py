@@ -7,7 +7,7 @@ import pytest
 
 from parl_core.envs.tabular import matrix_game
 from parl_core.errors import ConfigError
-from parl_core.reproduce.leaders import EXAMPLES, METHODS, WITHIN, Leaders, ascend, of, read_choice
+from parl_core.reproduce.leaders import EXAMPLES, METHODS, WITHIN, LeadersStudy, ascend, of, read_choice
 
 
 def _rows_of(study, tasks=None):
@@ -20,7 +20,7 @@ def _rows_of(study, tasks=None):
 
 @pytest.fixture(scope="module")
 def study():
-    return Leaders(seeds=1, steps=120)
+    return LeadersStudy(seeds=1, steps=120)
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +74,9 @@ def test_the_shortcut_is_exact_where_nothing_is_discounted_and_off_elsewhere(row
 
 
 def test_the_direct_term_of_the_audit_game_ends_where_play_without_commitment_does():
-    (searched,) = Leaders().run({"part": "search", "example": "audit-game"})["search"]
+    (searched,) = LeadersStudy().run({"part": "search", "example": "audit-game"})["search"]
     task = {"part": "ascent", "example": "audit-game", "method": "direct-only", "seed": 0}
-    (row,) = Leaders().run(task)["ascent"]
+    (row,) = LeadersStudy().run(task)["ascent"]
     assert row["value"] == pytest.approx(-6.0, abs=1e-4)
     assert searched["without"] == pytest.approx(row["value"], abs=5e-3)
 
@@ -126,7 +126,7 @@ def test_tables_count_what_the_rows_say():
             for step, value in zip((0, 1, 2, 5, 9), v, strict=True)
         ],
     }
-    optima, ascents = Leaders().tables(rows)
+    optima, ascents = LeadersStudy().tables(rows)
     assert optima.rows == (
         ("Audit game", "2.0000", "0.250, 0.500", "1e-06", "99", "whole box", "0.500 (no commitment)", "–"),
     )
@@ -137,7 +137,7 @@ def test_tables_count_what_the_rows_say():
 
 
 def test_one_seed_has_no_standard_error_and_the_limit_is_the_textbooks(rows):
-    optima, ascents = Leaders(seeds=1).tables(rows)
+    optima, ascents = LeadersStudy(seeds=1).tables(rows)
     assert "±" not in "".join(cell for line in ascents.rows for cell in line)
     assert {line[0]: line[-1] for line in optima.rows}["Matrix game"] == "3.5"
 
@@ -147,12 +147,12 @@ def test_figures_are_drawn(study, rows, tmp_path):
         if row["example"] == "matrix-game":
             row["choice"] = float(row["choice"])
     files = study.figures(rows, tmp_path / "new")
-    assert [file.name for file in files] == ["leaders-surfaces.png", "leaders-progress.png"]
+    assert [file.name for file in files] == ["surfaces.png", "progress.png"]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ConfigError, match="seeds must be at least 1, got 0"):
-        Leaders(seeds=0)
+        LeadersStudy(seeds=0)
     with pytest.raises(ConfigError, match="steps must be at least 1, got 0"):
-        Leaders(steps=0)
+        LeadersStudy(steps=0)

@@ -33,10 +33,9 @@ from .m_sobirl import MSoBiRLResult, MSoBiRLState, m_sobirl_iteration, m_sobirl_
 from .mdp import Array, PolicyValue, TabularMDP, expected_return, occupancy, policy_value, random_mdp
 from .perturbed import nudged_contrast, value_penalty, zero_order
 from .problem import BilevelMDP, ParametricReward
-from .soft import SoftSolution, soft_policy_iteration, soft_policy_vjp, soft_value_iteration
-from .search import Maximum, grid_search, pattern_search
 from .rand_mdp import RandMDP, rand_mdp
-from .soft import SoftSolution, soft_policy_vjp, soft_value_iteration
+from .search import Maximum, grid_search, pattern_search
+from .soft import SoftSolution, soft_policy_iteration, soft_policy_vjp, soft_value_iteration
 from .stackelberg import (
     SimultaneousPlay,
     StackelbergGame,
@@ -55,15 +54,13 @@ __all__ = [
     "DesignProblem",
     "ExactHypergradient",
     "FourRooms",
+    "MSoBiRLResult",
+    "MSoBiRLState",
     "Maximum",
     "ParametricReward",
     "PolicyValue",
-    "SimultaneousPlay",
-    "MSoBiRLResult",
-    "MSoBiRLState",
-    "ParametricReward",
-    "PolicyValue",
     "RandMDP",
+    "SimultaneousPlay",
     "SoftSolution",
     "StackelbergGame",
     "TabularMDP",
@@ -78,15 +75,15 @@ __all__ = [
     "fisher_implicit",
     "grid_search",
     "hpgd",
-    "matrix_game",
     "m_sobirl_iteration",
     "m_sobirl_start",
+    "matrix_game",
     "nudged_contrast",
     "occupancy",
     "pattern_search",
     "policy_value",
-    "random_game",
     "rand_mdp",
+    "random_game",
     "random_mdp",
     "simultaneous_play",
     "sobirl_shortcut",
