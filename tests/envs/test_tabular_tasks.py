@@ -16,7 +16,8 @@ from parl_core.envs import make_env
 from parl_core.envs.tabular import TabularMDP
 from parl_core.envs.tabular.environment import TabularEnvironment, TabularTask
 from parl_core.envs.tabular.four_rooms import CELLS, GOALS, MAP, START, four_rooms_mdp
-from parl_core.envs.tabular.tasks import make, rand_mdp_task, task_names
+from parl_core.envs.tabular.rand_mdp import rand_mdp
+from parl_core.envs.tabular.tasks import make, task_names
 from parl_core.errors import NonFiniteError
 
 FALSE_ALARM = 1e-6
@@ -242,7 +243,8 @@ def test_rand_mdp_moves_and_pays_by_its_tables():
     env = make_env("tabular/rand-mdp", 4)
     assert (env.name, env.obs_dim, env.act_dim, env.horizon) == ("tabular/rand-mdp", 10, 5, 100)
     assert not env.reports_success
-    mdp, rewards = rand_mdp_task(0)
+    problem = rand_mdp(0)
+    mdp, rewards = problem.mdp, problem.lower(problem.start).value
     actions = np.random.default_rng(2).integers(5, size=30_000)
 
     def state_of(observation):
@@ -258,29 +260,6 @@ def test_rand_mdp_moves_and_pays_by_its_tables():
     for _ in range(1000):
         first[state_of(env.reset())] += 1
     _assert_drawn_from(first[None], np.full((1, 10), 0.1))
-
-
-def test_rand_mdp_is_made_as_described():
-    """The number of successors is uniform on 1 … 9 and each state is as often among them; one sign for all rewards."""
-    sizes, members = np.zeros(9), np.zeros(10)
-    for seed in range(40):
-        mdp, rewards = rand_mdp_task(seed)
-        assert mdp.discount == 0.5
-        np.testing.assert_array_equal(mdp.initial, 0.1)
-        np.testing.assert_array_equal(mdp.ends, 0.0)
-        reached = mdp.transitions > 0.0
-        np.add.at(sizes, reached.sum(axis=-1) - 1, 1)
-        members += reached.sum(axis=(0, 1))
-        assert len(set(np.sign(rewards).ravel())) == 1
-    _assert_drawn_from(sizes[None], np.full((1, 9), 1 / 9))
-    # Without replacement and given the sizes k, a state's count has variance Σ k/10 (1 − k/10), and the counts' sum is
-    # fixed: their scaled squares are chi-square with 9 degrees of freedom.
-    shares = np.arange(1, 10) / 10
-    scaled = (members - members.mean()) ** 2 / (sizes @ (shares * (1 - shares)))
-    assert scipy.stats.chi2.sf(scaled.sum() * 9 / 10, 9) > FALSE_ALARM
-    again, other = rand_mdp_task(3), rand_mdp_task(3)
-    np.testing.assert_array_equal(again[0].transitions, other[0].transitions)
-    np.testing.assert_array_equal(again[1], other[1])
 
 
 def _episodes(env, number, seed=0):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from parl_core.envs.tabular.four_rooms import four_rooms_mdp
-from parl_core.envs.tabular.tasks import rand_mdp_task
+from parl_core.envs.tabular.rand_mdp import DISCOUNT
 from parl_core.errors import ConfigError, UnknownNameError
 from parl_core.rl.sac import SACConfig
 from parl_core.training.config import ImplicitConfig, RewardConfig, TrainConfig, from_dict, to_dict
@@ -50,7 +50,7 @@ def test_tabular_presets_fit_their_problems(name):
     """The discount is the problem's; no episode that reaches a goal of Four-Rooms is too short for a segment."""
     four_rooms, rand = (preset(env, "a-parl", name) for env in TABULAR)
     assert four_rooms.sac.discount == four_rooms_mdp(0).discount
-    assert rand.sac.discount == rand_mdp_task(0)[0].discount
+    assert rand.sac.discount == DISCOUNT
     steps, reached = 1, four_rooms_mdp(0).initial > 0.0
     ways = [four_rooms_mdp(goal).transitions.sum(axis=1) > 0.0 for goal in (0, 1)]
     while not any((reached & (way.sum(axis=1) == 0)).any() for way in ways):

@@ -9,16 +9,15 @@ to import from; the files behind it:
     enumeration   all trajectories with their probabilities
     estimators    hypergradients that differentiate the optimum; in iteration, along with value iteration (AMD)
     perturbed     hypergradients that compare the optima of perturbed rewards
-    problem       an MDP with both rewards as functions of the leader's parameters
-    four_rooms    the published Four-Rooms problem
-    environment   MDPs as environments to train agents on; in tasks, those that `make_env` knows
-    four_rooms    the published Four-Rooms problem; four_rooms_ascent solves it with any estimator
     sampled       hypergradients from episodes alone
+    problem       an MDP with both rewards as functions of the leader's parameters
+    four_rooms    the published Four-Rooms problem; four_rooms_ascent solves it with any estimator
+    rand_mdp      the published RandMDP problem; in m_sobirl, the iteration published with it
     design        problems whose leader picks a point of a box; their objective at many points at once
     stackelberg   games in which the leader commits to a mixed strategy; equilibria without commitment
     tax           consumption taxes on a household
     search        maxima on a box without gradients
-    rand_mdp      the published RandMDP problem; in m_sobirl, the iteration published with it
+    environment   MDPs as environments to train agents on; in tasks, those that `make_env` knows
 """
 
 from __future__ import annotations

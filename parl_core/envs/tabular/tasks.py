@@ -6,12 +6,10 @@ import numpy as np
 
 from .environment import TabularEnvironment, TabularTask
 from .four_rooms import CELLS, GOALS, MOVES, four_rooms_mdp, state_of
-from .mdp import Array, TabularMDP
+from .rand_mdp import rand_mdp as draw_rand_mdp
 
 FOUR_ROOMS_HORIZON = 200
 """Steps; the shortest ways to the goals take 12 and 18."""
-RAND_MDP_STATES, RAND_MDP_ACTIONS, RAND_MDP_PARAMS = 10, 5, 100
-RAND_MDP_DISCOUNT = 0.5
 RAND_MDP_HORIZON = 100
 RAND_MDP_PROBLEM = 0
 """Seed of the one problem that `tabular/rand-mdp` is; an environment's own seed draws its episodes only."""
@@ -46,28 +44,8 @@ def four_rooms(seed: int) -> TabularEnvironment:
 
 
 def rand_mdp(seed: int) -> TabularEnvironment:
-    """RandMDP at the leader's first parameters; observations are one-hot, the first state is uniform."""
-    mdp, rewards = rand_mdp_task(RAND_MDP_PROBLEM)
-    task = TabularTask(mdp, rewards, np.eye(mdp.num_states, dtype=np.float32))
+    """RandMDP's follower (Yang et al., AISTATS 2025) at the parameters that the leader starts from; one-hot observations."""
+    problem = draw_rand_mdp(RAND_MDP_PROBLEM)
+    rewards = problem.lower(problem.start).value
+    task = TabularTask(problem.mdp, rewards, np.eye(problem.mdp.num_states, dtype=np.float32))
     return TabularEnvironment("tabular/rand-mdp", [task], horizon=RAND_MDP_HORIZON, ends_in_success=False, seed=seed)
-
-
-def rand_mdp_task(problem_seed: int) -> tuple[TabularMDP, Array]:
-    """The MDP and the rewards (S, A) of RandMDP (Yang et al., "SoBiRL", AISTATS 2025) at the parameters a run starts from.
-
-    From each state and action there are 1 to S−1 distinct successors, their number uniform, with uniform numbers as their
-    probabilities, normalised. The reward is c_sa·xᵀMx: c_sa the product of two uniform numbers, M (100, 100) and x (100,)
-    standard normal.
-    """
-    random = np.random.default_rng(problem_seed)
-    num_states, num_actions = RAND_MDP_STATES, RAND_MDP_ACTIONS
-    transitions = np.zeros((num_states, num_actions, num_states))
-    for row in transitions.reshape(-1, num_states):
-        successors = random.permutation(num_states)[: random.integers(1, num_states)]
-        weights = random.random(len(successors))
-        row[successors] = weights / weights.sum()
-    scales = random.random((num_states, num_actions)) * random.random((num_states, num_actions))
-    matrix = random.standard_normal((RAND_MDP_PARAMS, RAND_MDP_PARAMS))
-    params = random.standard_normal(RAND_MDP_PARAMS)
-    initial = np.full(num_states, 1.0 / num_states)
-    return TabularMDP(transitions, initial, RAND_MDP_DISCOUNT), scales * (params @ matrix @ params)
