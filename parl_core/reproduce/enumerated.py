@@ -36,7 +36,7 @@ class EnumeratedProblem:
         states, actions: (N, H) of all trajectories.
         dynamics: (N,), the part of their probabilities that does not depend on the policy.
         true_reward: t, (R,), entry s·A + a.
-        initial_reward: ν to start from, (R,) ~ N(0, 1).
+        random_reward: some ν, (R,) ~ N(0, 1).
     """
 
     def __init__(self, seed: int) -> None:
@@ -48,7 +48,7 @@ class EnumeratedProblem:
         self.dynamics: Array = self._uniform.weights.numpy() * NUM_ACTIONS**HORIZON
         rng = np.random.default_rng((seed, 1))
         self.true_reward: Array = rng.normal(size=NUM_STATES * NUM_ACTIONS)
-        self.initial_reward: Array = rng.normal(size=NUM_STATES * NUM_ACTIONS)
+        self.random_reward: Array = rng.normal(size=NUM_STATES * NUM_ACTIONS)
 
         self._pairs = self.states * NUM_ACTIONS + self.actions  # (N, H), which entry of a table each step reads
         self._visits = np.eye(self.num_rewards)[self._pairs]  # (N, H, R)
@@ -101,6 +101,14 @@ class EnumeratedProblem:
         """
         left, sizes, _ = np.linalg.svd(self.scores(np.zeros(self.num_params)).T)
         return left[:, : int(np.sum(sizes > 1e-9 * sizes[0]))]
+
+    def contraction(self, theta: Array, reward: Array, step_size: float) -> float:
+        """1 − step_size·μ: by how much a step of gradient ascent near θ = θ*(ν) shrinks the distance to it.
+
+        μ is the smallest eigenvalue of −∇²V among the felt directions; step_size times the largest must be below 1.
+        """
+        basis = self.felt_directions()
+        return 1.0 - step_size * float(np.linalg.eigvalsh(-basis.T @ self.value_hessian(theta, reward) @ basis)[0])
 
     def value(self, theta: Array, reward: Array) -> float:
         """V, for the reward ν (R,)."""
