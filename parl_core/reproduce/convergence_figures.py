@@ -23,7 +23,9 @@ def draw_rate(runs: Mapping[int, Sequence[Row]], path: Path) -> Path:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8))
     for axis, curves in ((left, sums), (right, sums / steps)):
         for index, curve in enumerate(curves):
-            axis.plot(steps, curve, color=_colour(index), linewidth=1, alpha=0.7, label=None if index else "one problem")
+            axis.plot(
+                steps, curve, color=_colour(index), linewidth=1, alpha=0.7, label=None if index else "one problem"
+            )
         axis.plot(steps, np.median(curves, axis=0), color="black", linewidth=2.2, label="median")
         axis.set_xscale("log")
         axis.set_xlabel("upper steps T")
@@ -45,8 +47,10 @@ def draw_bias(problems: Mapping[int, Sequence[Row]], fits: Sequence[Fit], floors
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8))
     for index, (seed, rows) in enumerate(problems.items()):
         steps = np.array([row["lower_steps"] for row in rows])
-        left.plot(steps, [row["relative_bias"] for row in rows], color=_colour(index), linewidth=1.8, label=f"seed {seed}")
-        fitted = fits[index].scale * fits[index].rate**steps
+        left.plot(
+            steps, [row["relative_bias"] for row in rows], color=_colour(index), linewidth=1.8, label=f"seed {seed}"
+        )
+        fitted = fits[index].scale * fits[index].rate ** steps
         left.plot(steps, fitted, color="black", linestyle=":", linewidth=1, label=None if index else "C · rate^K")
         own = [row for row in floors if row["seed"] == seed]
         for start, style, width in (("cold", "-", 1.8), ("warm", "--", 1.2)):

@@ -193,7 +193,7 @@ class EnumeratedProblem:
         """(R,), expected sum over the steps that take this action in this state of what is gained from there on."""
         gains = self._gains(self.log_policy(theta), reward)
         to_come = np.exp(self.log_probabilities(theta))[:, None] * np.cumsum(gains[:, ::-1], axis=1)[:, ::-1]
-        return np.bincount(self._pairs.reshape(-1), to_come.reshape(-1), minlength=self.num_rewards)
+        return to_come.reshape(-1) @ self._visits.reshape(-1, self.num_rewards)
 
     def _score_sums(self, theta: Array) -> Array:
         """(N, H, P), S_h."""

@@ -8,6 +8,7 @@ measured against comes from `EnumeratedProblem`.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -129,16 +130,17 @@ def convergence_rows(seed: int, steps: int, lower_steps: int) -> list[dict[str, 
     return rows
 
 
-def bias_rows(seed: int, most_lower_steps: int) -> list[dict[str, Any]]:
-    """Relative error of the hypergradient at θ^K, K = 0, 1, …, from θ = 0 at a random ν."""
+def bias_rows(seed: int, lower_steps: Sequence[int]) -> list[dict[str, Any]]:
+    """Relative error of the hypergradient at θ^K for each K of the increasing `lower_steps`, from θ = 0 at a random ν."""
     problem = EnumeratedProblem(seed)
     engine = Engine(problem)
     reward, theta = problem.random_reward, np.zeros(problem.num_params)
     optimum = problem.solve(reward, theta)
     exact = problem.hypergradient(optimum, reward)
     contraction = problem.contraction(optimum, reward, LOWER_STEP_SIZE)
-    rows = []
-    for lower_steps in range(most_lower_steps + 1):
+    rows, taken = [], 0
+    for steps in lower_steps:
+        theta, taken = ascend(problem, theta, reward, steps - taken), steps
         with warnings.catch_warnings():
             # Far from the optimum V need not be concave; the row says so.
             warnings.simplefilter("ignore", HypergradientWarning)
@@ -147,14 +149,13 @@ def bias_rows(seed: int, most_lower_steps: int) -> list[dict[str, Any]]:
         rows.append(
             {
                 "seed": seed,
-                "lower_steps": lower_steps,
+                "lower_steps": steps,
                 "relative_bias": float(np.linalg.norm(found.total.numpy() - exact) / np.linalg.norm(exact)),
                 "lower_distance": float(np.linalg.norm(theta - optimum)),
                 "negative_curvature": bool(found.solution.negative_curvature),
                 "contraction": contraction,
             }
         )
-        theta = ascend(problem, theta, reward, 1)
     return rows
 
 
