@@ -1,23 +1,38 @@
-"""The command line: `parl train | plot | doctor`. A user's mistake is one sentence on stderr and a non-zero status."""
+"""The command line: `parl train | plot | reproduce | doctor`.
+
+A user's mistake is one sentence on stderr and a non-zero status.
+"""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
 
 from . import __version__
-from .errors import ConfigError, ParlError, import_extra, unknown_name
+from .errors import ConfigError, Interrupted, ParlError, import_extra, unknown_name
 
 USAGE = """usage: parl <command> [options]
 
 commands:
-  train    train a policy and its reward, or go on with a run (--resume)
-  plot     draw the curves of several runs into one picture
-  doctor   what is installed here, and which backend each op can use
+  train      train a policy and its reward, or go on with a run (--resume)
+  plot       draw the curves of several runs into one picture
+  reproduce  compute published results again, and write the page that shows them
+  doctor     what is installed here, and which backend each op can use
 
 `parl <command> --help` lists a command's options."""
+
+REPRODUCE_USAGE = """usage: parl reproduce <study> [options]
+       parl reproduce page [folders] [--output FILE]
+
+studies:
+{studies}
+
+The first computes a study's published numbers again and prints them side by side; it can be interrupted, and the same
+command goes on. The second writes docs/results.md from result folders. `--help` after either lists its options."""
 
 USER_ERROR, INTERRUPTED = 1, 130
 
@@ -36,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ParlError as error:
         print(f"parl: {error}", file=sys.stderr)
         return USER_ERROR
+    except Interrupted as stop:
+        print(f"parl: {stop}", file=sys.stderr)
+        return INTERRUPTED
     except KeyboardInterrupt:
         print("parl: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -44,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    commands = {"train": _train, "plot": _plot, "doctor": _doctor}
+    commands = {"train": _train, "plot": _plot, "reproduce": _reproduce, "doctor": _doctor}
     if name not in commands:
         raise unknown_name("command", name, commands)
     return commands[name]
@@ -82,28 +100,24 @@ def _train(arguments: list[str]) -> int:
     from .training.config import TrainConfig
     from .training.presets import preset
     from .training.run_folder import free_run_path
-    from .training.train import Interrupted, resume, train
+    from .training.train import resume, train
 
     console = rich_console.Console()
-    try:
-        if given.resume is not None:
-            _only_steps_with_resume(vars(given), others)
-            resume(given.resume, given.steps, console)
-            return 0
-        config = preset(
-            given.env or TrainConfig.env,
-            given.algorithm or TrainConfig.algorithm,
-            given.preset or TrainConfig.preset,
-        )
-        chosen = {name: getattr(given, name) for name in ("seed", "steps") if getattr(given, name) is not None}
-        config = replace(config, **chosen)
-        if others:
-            config = tyro.cli(TrainConfig, args=others, default=config, prog="parl train")
-        train(config, given.run_dir or free_run_path(Path("runs"), config), console)
+    if given.resume is not None:
+        _only_steps_with_resume(vars(given), others)
+        resume(given.resume, given.steps, console)
         return 0
-    except Interrupted as stop:
-        print(f"parl: {stop}", file=sys.stderr)
-        return INTERRUPTED
+    config = preset(
+        given.env or TrainConfig.env,
+        given.algorithm or TrainConfig.algorithm,
+        given.preset or TrainConfig.preset,
+    )
+    chosen = {name: getattr(given, name) for name in ("seed", "steps") if getattr(given, name) is not None}
+    config = replace(config, **chosen)
+    if others:
+        config = tyro.cli(TrainConfig, args=others, default=config, prog="parl train")
+    train(config, given.run_dir or free_run_path(Path("runs"), config), console)
+    return 0
 
 
 def _only_steps_with_resume(given: dict[str, object], others: list[str]) -> None:
@@ -131,6 +145,69 @@ def _plot(arguments: list[str]) -> int:
     from .training.plots import draw_runs
 
     print(draw_runs(given.runs, given.output))
+    return 0
+
+
+def _reproduce(arguments: list[str]) -> int:
+    from .reproduce.studies import study_class, summaries
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(REPRODUCE_USAGE.format(studies=summaries()))
+        return 0 if arguments else USER_ERROR
+    name, *options = arguments
+    if name == "page":
+        return _page(options)
+    tyro = import_extra("tyro", "train", needed_for="parl reproduce")
+    rich_console = import_extra("rich.console", "train", needed_for="parl reproduce")
+
+    from .reproduce.workers import one_thread
+
+    with one_thread():  # around the import of the study, and of NumPy with it
+        study = study_class(name)
+
+        from .reproduce.environment import available_cores
+        from .reproduce.runner import reproduce
+
+        output, jobs = Path("runs", "reproduce", name), available_cores()
+        fields: list[tuple[str, Any, Any]] = [
+            ("settings", Annotated[study, tyro.conf.arg(name="")], field(default_factory=study)),
+            (
+                "output",
+                Annotated[Path, tyro.conf.arg(help="The result folder; one that is begun is gone on with.")],
+                output,
+            ),
+            ("jobs", Annotated[int, tyro.conf.arg(help="Processes; all cores unless given.")], jobs),
+        ]
+        options_class = make_dataclass("Reproduce", fields)
+        given = tyro.cli(options_class, args=options, prog=f"parl reproduce {name}", description=study.__doc__)
+        if given.jobs < 1:
+            raise ConfigError(f"--jobs must be at least 1, got {given.jobs}")
+        reproduce(
+            given.settings,
+            given.output,
+            jobs=given.jobs,
+            command=shlex.join(["parl", "reproduce", *arguments]),
+            console=rich_console.Console(),
+        )
+    return 0
+
+
+def _page(arguments: list[str]) -> int:
+    tyro = import_extra("tyro", "train", needed_for="parl reproduce page")
+
+    @dataclass
+    class Page:
+        """Write the page that shows the results of `parl reproduce`, from its folders alone."""
+
+        folders: tuple[Path, ...]
+        """Result folders; all under docs/results unless given."""
+        output: Path = Path("docs", "results.md")
+        """The page."""
+
+    given = tyro.cli(Page, args=arguments, prog="parl reproduce page", config=(tyro.conf.PositionalRequiredArgs,))
+    from .reproduce.page import write_page
+
+    print(write_page(given.folders, given.output))
     return 0
 
 

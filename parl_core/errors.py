@@ -36,6 +36,10 @@ class ConfigError(ParlError, ValueError):
     """A configuration whose values contradict each other or lie outside their range."""
 
 
+class Interrupted(Exception):
+    """Ctrl-C during long work; the message says how to go on. No error, hence no `ParlError`."""
+
+
 def unknown_name(kind: str, given: str, choices: Iterable[str]) -> UnknownNameError:
     """The error for a name that is not among `choices`, offering the nearest ones."""
     names = sorted(choices)

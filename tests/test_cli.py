@@ -181,12 +181,12 @@ def test_plot_leaves_out_a_run_without_evaluations_and_shows_negative_returns(po
     (runs[2] / "metrics.csv").write_text("step,true_return\n")
     capsys.readouterr()
     drawn = []
-    real = plots._save
+    real = plots.save_picture
     try:
-        plots._save = lambda figure, path: drawn.append(figure.axes[0].get_ylim()) or real(figure, path)
+        plots.save_picture = lambda figure, path: drawn.append(figure.axes[0].get_ylim()) or real(figure, path)
         assert cli.main(["plot", *map(str, runs), "--output", str(tmp_path / "p.png")]) == 0
     finally:
-        plots._save = real
+        plots.save_picture = real
     assert "empty has no evaluation yet and is left out" in capsys.readouterr().err
     assert drawn[0][0] < -50
 

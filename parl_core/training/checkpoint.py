@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import RunFolderError, import_extra
+from ..files import write_atomically
 
 FORMAT = "parl-core checkpoint 1"
 
@@ -56,25 +55,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise
         raise RunFolderError(f"The checkpoint {path} cannot be read: {error}") from error
     return _unpack(json.loads(metadata["tree"]), tensors)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step, so that neither a kill nor a full disk leaves half a file.
-
-    Raises:
-        RunFolderError: it could not be written; what was there before still is.
-    """
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # a read-only folder; the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-        raise RunFolderError(f"Cannot write {path}: {error.strerror or error}") from error
 
 
 def _pack(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:

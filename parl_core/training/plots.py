@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ..errors import RunFolderError, import_extra
-from .checkpoint import write_atomically
+from ..errors import RunFolderError
+from ..pictures import pyplot, save_picture
 from .config import ALGORITHMS, TrainConfig
 from .run_folder import RunFolder, mean_by_step, read_metrics
 
@@ -30,10 +28,9 @@ def draw_run(path: Path, random_return: float | None = None) -> Path:
     if config.algorithm == "a-parl":
         panels.append((RATIO, "implicit_to_direct"))
         panels.append(("CG iterations", "solver_iterations"))
-    pyplot = _pyplot()
     across = 1 if len(panels) == 1 else 2
     down = -(-len(panels) // across)
-    figure, axes = pyplot.subplots(down, across, figsize=(5.5 * across, 3.2 * down), squeeze=False)
+    figure, axes = pyplot().subplots(down, across, figsize=(5.5 * across, 3.2 * down), squeeze=False)
     for axis, (title, column) in zip(axes.flat, panels, strict=False):
         shown = [(row["step"], row[column]) for row in rows if column in row]
         axis.plot([s for s, _ in shown], [v for _, v in shown], marker="o", markersize=3, label="mean of an evaluation")
@@ -56,7 +53,7 @@ def draw_run(path: Path, random_return: float | None = None) -> Path:
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
     figure.suptitle(f"{config.algorithm} on {config.env}, preset {config.preset}, seed {config.seed}", fontsize=11)
-    return _save(figure, path / "curve.png")
+    return save_picture(figure, path / "curve.png")
 
 
 def draw_runs(paths: Sequence[Path], output: Path) -> Path:
@@ -78,8 +75,7 @@ def draw_runs(paths: Sequence[Path], output: Path) -> Path:
         groups[config.env][config.algorithm].append((config, rows))
     if not groups:
         raise RunFolderError("None of these runs has an evaluation yet")
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(1, len(groups), figsize=(6 * len(groups), 4), squeeze=False)
+    figure, axes = pyplot().subplots(1, len(groups), figsize=(6 * len(groups), 4), squeeze=False)
     for axis, (env, algorithms) in zip(axes.flat, sorted(groups.items()), strict=True):
         for algorithm in sorted(algorithms):
             runs = [rows for _, rows in algorithms[algorithm]]
@@ -97,22 +93,4 @@ def draw_runs(paths: Sequence[Path], output: Path) -> Path:
             axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    return _save(figure, output)
-
-
-def _pyplot() -> Any:
-    import_extra("matplotlib", "train", needed_for="a plot").use("Agg")
-    return import_extra("matplotlib.pyplot", "train", needed_for="a plot")
-
-
-def _save(figure: Any, path: Path) -> Path:
-    picture = io.BytesIO()
-    try:
-        figure.tight_layout()
-        figure.savefig(picture, format=path.suffix[1:] or "png", dpi=120)
-    except ValueError as error:
-        raise RunFolderError(f"Cannot draw {path}: {error}") from error
-    finally:
-        _pyplot().close(figure)
-    write_atomically(path, picture.getvalue())
-    return path
+    return save_picture(figure, output)

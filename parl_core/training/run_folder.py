@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, RunFolderError
-from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from ..files import write_atomically
+from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainConfig, from_dict, to_dict
 
 COLUMNS = (

@@ -14,17 +14,13 @@ import torch
 from rich.console import Console
 
 from ..envs import make_env
-from ..errors import ConfigError, RunFolderError, import_extra
+from ..errors import ConfigError, Interrupted, RunFolderError, import_extra
 from ..rl.rollout import Evaluation
 from .config import TrainConfig, flatten, from_dict, to_dict
 from .display import Display, summary_table
 from .plots import draw_run
 from .run_folder import RunFolder
 from .trainer import EpisodeEnded, Evaluated, Event, SessionEnded, Trainer, seeds
-
-
-class Interrupted(Exception):
-    """Ctrl-C during a run; the message says how to go on."""
 
 
 def train(config: TrainConfig, path: Path, console: Console) -> RunFolder:

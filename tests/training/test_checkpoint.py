@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from parl_core import RunFolderError
-from parl_core.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from parl_core.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def test_round_trip_of_every_kind(tmp_path):
@@ -59,17 +59,3 @@ def test_missing_foreign_and_damaged_files_are_refused(tmp_path):
     safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "foreign")
     with pytest.raises(RunFolderError, match="not a checkpoint of this version"):
         load_checkpoint(tmp_path / "foreign")
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(RunFolderError, match="No space left on device"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,120 @@
+"""The results page, from result folders and nothing else: the same folders give the same bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ..errors import RunFolderError
+from ..files import write_atomically
+from .folder import Results, read_results, study_of
+from .studies import study_from_settings, study_names
+from .tables import to_markdown
+
+DEFAULT_RESULTS = Path("docs", "results")
+"""Where result folders are looked for."""
+
+_PREAMBLE = """# Published results, reproduced
+
+`parl reproduce page` writes this page from the result folders that it links to; it is never edited by hand. Each study runs
+on a CPU by the command printed with it. Published numbers stand beside ours; ± is the standard error over seeds,
+std(ddof=1)/√n. What falls short of the published value is printed like what does not.
+"""
+
+
+def write_page(folders: Sequence[Path], output: Path) -> Path:
+    """Write the page.
+
+    Args:
+        folders: result folders in the order of their sections; all under docs/results if empty.
+        output: the page, in Markdown; its links are relative to it.
+
+    Raises:
+        RunFolderError: no folder, or one that is incomplete or cannot be read; or the page cannot be written.
+        UnknownNameError: a folder of an unknown study.
+    """
+    write_atomically(output, page(folders or find_folders(DEFAULT_RESULTS), output.parent).encode())
+    return output
+
+
+def find_folders(root: Path) -> list[Path]:
+    """The folders in `root` that belong to known studies, study by study, then by name.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    names = study_names()
+    folders = sorted((path.parent for path in root.glob("*/settings.json")), key=lambda path: path.name)
+    known = [(study_of(path), path) for path in folders if study_of(path) in names]
+    if not known:
+        raise RunFolderError(f"{root} holds no result folder: name folders, or make one with parl reproduce --output")
+    return [path for _, path in sorted(known, key=lambda pair: names.index(pair[0]))]
+
+
+def page(folders: Sequence[Path], base: Path) -> str:
+    """The page's text; `base` is what its links are relative to."""
+    return "\n".join([_PREAMBLE, *(_section(folder, base) for folder in folders)])
+
+
+def _section(folder: Path, base: Path) -> str:
+    results = read_results(folder)
+    try:
+        study = study_from_settings(results.study, results.settings)
+    except TypeError as error:
+        raise RunFolderError(f"{folder} was made with settings that {results.study} does not have: {error}") from error
+    parts = [
+        f"## {study.title}",
+        f"Published: {study.source}",
+        _provenance(results),
+        *(to_markdown(table) for table in study.tables(results.rows)),
+        *(f"![{study.title}: {figure.stem}]({_link(figure, base)})" for figure in results.figures),
+        "Data: " + ", ".join(f"[{name}.csv]({_link(folder / f'{name}.csv', base)})" for name in results.rows),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _provenance(results: Results) -> str:
+    facts = results.environment
+    settings = ", ".join(f"{name} {_plain(value)}" for name, value in results.settings.items())
+    versions = ", ".join(
+        f"{name} {facts[key]}"
+        for name, key in (("Python", "python"), ("NumPy", "numpy"), ("torch", "torch"), ("numba", "numba"))
+        if facts[key] is not None
+    )
+    return (
+        f"    {facts['command']}\n\n"
+        f"{facts['date']}, parl-core {facts['parl_core']} at {_commit(facts)}; {versions}; "
+        f"{facts['cpu'] or 'processor unknown'}, {_count(facts['jobs'], 'process', 'processes')}: "
+        f"{_count(facts['tasks'], 'task', 'tasks')} in {_duration(facts['wall_seconds'])}. Settings: {settings or 'none'}."
+    )
+
+
+def _commit(facts: dict[str, Any]) -> str:
+    if facts["commit"] is None:
+        return "an unknown commit"
+    earlier = (
+        f", begun at {', '.join(commit[:12] for commit in facts['earlier_commits'])}"
+        if facts["earlier_commits"]
+        else ""
+    )
+    return f"commit {facts['commit'][:12]}{' with uncommitted changes' if facts['dirty'] else ''}{earlier}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(_plain, value)) if isinstance(value, list) else str(value)
+
+
+def _link(path: Path, base: Path) -> str:
+    return quote(Path(os.path.relpath(path, base)).as_posix())
