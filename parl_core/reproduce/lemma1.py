@@ -24,9 +24,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..envs.tabular import Array
-from ..errors import ConfigError, import_extra
+from ..errors import ConfigError
 from .divergences import DIVERGENCES, f_divergences
 from .enumerated import HORIZON, EnumeratedProblem
+from .figures import COLOURS, panels, save_picture
 from .study import Row, Rows, Study, Table
 
 LIPSCHITZ = 2.0
@@ -153,26 +154,20 @@ def _ratio(value: float) -> str:
 
 def _draw(rows: Sequence[Row], path: Path) -> Path:
     """D_f / bound by ‖Δθ‖, a panel for each divergence: median and range over the draws."""
-    pyplot = import_extra("matplotlib.pyplot", "train", needed_for="a figure")
-    figure, axes = pyplot.subplots(2, 4, figsize=(12, 5.6), sharex=True)
+    figure, axes = panels(2, 4, width=3.1, height=2.8)
     for axis, divergence in zip(axes.flat, DIVERGENCES, strict=True):
-        for direction, colour in zip(DIRECTIONS, ("#1f77b4", "#d62728"), strict=True):
+        for direction, colour in zip(DIRECTIONS, COLOURS, strict=False):
             ratios = _ratios([row for row in rows if row["direction"] == direction], divergence)
-            label = f"{direction} direction: median, range"
+            label = f"{direction}: median, range"
             axis.fill_between(STEP_SIZES, ratios.min(axis=0), ratios.max(axis=0), color=colour, alpha=0.18, linewidth=0)
             axis.plot(STEP_SIZES, np.median(ratios, axis=0), color=colour, linewidth=1.8, label=label)
         axis.axhline(1.0, color="black", linestyle="--", linewidth=1.2, label="the bound")
         axis.set_title(divergence, fontsize=10.5)
         axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.grid(alpha=0.3)
     for axis in axes[-1]:
         axis.set_xlabel("‖Δθ‖")
     for axis in axes[:, 0]:
         axis.set_ylabel("D$_f$ / bound")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=9.5, frameon=False)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-    return path
+    axes.flat[DIVERGENCES.index("chi-squared")].legend(fontsize=8, loc="upper left")  # where there is room
+    return save_picture(figure, path)
