@@ -209,7 +209,7 @@ def _floor_table(rows: Sequence[Row]) -> Table:
             "Median and range over problems. A lower level that starts anew leaves a floor that falls with K: fitted from "
             f"K = {FLOOR_FIT_FROM}, by a factor {', '.join(f'{fit.rate:.3f}' for fit in fits)} a step (1 − ημ: "
             f"{', '.join(f'{rate:.3f}' for rate in predicted)}; R² at least {min(fit.r_squared for fit in fits):.3f}). With "
-            "the warm starts of A-PARL there is none, since θ^K comes to rest where ν does: ‖∇L‖ goes on falling with T at "
-            "any K, which is better than the theorem promises."
+            "the warm starts of A-PARL the bias vanishes as ν comes to rest, whatever K is: what ‖∇L‖ is left there is the "
+            "way that T steps have not gone yet, and no floor. That is better than the theorem promises."
         ),
     )
