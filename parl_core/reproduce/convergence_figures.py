@@ -18,7 +18,7 @@ def draw_rate(runs: Mapping[int, Sequence[Row]], path: Path) -> Path:
     sums = np.array([[row["sum_squared_norms"] for row in rows] for rows in runs.values()])  # (seeds, T)
     figure, ((left, right),) = panels(1, 2)
     for axis, curves in ((left, sums), (right, sums / steps)):
-        draw_seeds(axis, steps, curves, COLOURS[0], "median over problems")
+        draw_seeds(axis, steps.tolist(), curves.tolist(), COLOURS[0], "median over problems")
         axis.set_xscale("log")
         axis.set_xlabel("upper steps T")
     left.set_title("T · mean‖∇L‖² stays bounded", fontsize=11)
