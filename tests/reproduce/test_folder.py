@@ -70,6 +70,9 @@ def test_rows_that_no_csv_can_hold_are_refused(tmp_path):
         ValueError, match=r"kind\.a must be one line that does not read as a number or a bool, got '1e5'"
     ):
         plain_rows({"kind": [{"a": "1e5"}]})
+    for text in ("a\rb", "a\nb", "a\0b"):
+        with pytest.raises(ValueError, match="must be one line"):
+            plain_rows({"kind": [{"a": text}]})
     with pytest.raises(ValueError, match=r"row of kind must have the columns \['a'\], got \['b'\]"):
         plain_rows({"kind": [{"a": 1}, {"b": 1}]})
     (tmp_path / "broken.csv").write_text("a,b\n1\n")

@@ -179,6 +179,13 @@ def test_a_process_that_dies_is_told_with_its_task(whole, tmp_path):
     assert results(path) == results(whole)
 
 
+def test_ctrl_c_is_the_parents_business_alone(whole, tmp_path):
+    trouble = tmp_path / "trouble"
+    trouble.write_text("ctrl-c 3")
+    run(Tiny(trouble=str(trouble)), tmp_path / "run", jobs=2)
+    assert results(tmp_path / "run") == results(whole)
+
+
 def test_progress_without_a_terminal_is_a_few_lines(tmp_path):
     lines = [line for line in run(Tiny(size=200), tmp_path / "run").splitlines() if "tasks done" in line]
     assert lines[0] == "tiny: 0 of 200 tasks done"

@@ -31,7 +31,7 @@ class Tiny(Study):
     pause: float = 0.0
     """Seconds that a task takes, twice as long for the first."""
     trouble: str = ""
-    """A file: while it holds "raise 3" or "die 3", task 3 does so."""
+    """A file: while it holds "raise 3" or "die 3", task 3 does so; at "ctrl-c 3" its process alone is struck by that."""
 
     def tasks(self):
         if self.size < 1:
@@ -46,9 +46,11 @@ class Tiny(Study):
             raise ZeroDivisionError("no such square")
         if trouble == f"die {seed}":
             os.kill(os.getpid(), signal.SIGKILL)
+        if trouble == f"ctrl-c {seed}":
+            os.kill(os.getpid(), signal.SIGINT)
         lines = [{"seed": seed, "factor": f, "square": np.float64(f * seed) ** 2 / 3} for f in self.factors]
         odd = {"seed": np.int64(seed), "nan": math.nan, "inf": -math.inf, "small": 5e-324, "kind": task["kind"]}
-        return {"squares": lines, "odd": [{**odd, "threads": int(os.environ["OMP_NUM_THREADS"])}]}
+        return {"squares": lines, "odd": [{**odd, "threads": int(os.environ.get("OPENBLAS_NUM_THREADS", 0))}]}
 
     def tables(self, rows):
         lines = tuple((str(row["seed"]), f"{row['square']:.3f}") for row in rows["squares"])
