@@ -27,7 +27,7 @@ FLOOR_FIT_FROM = 4
 
 
 @dataclass(frozen=True)
-class Convergence(Study):
+class ConvergenceStudy(Study):
     """Rate of A-PARL, and what too few lower steps cost, with exact gradients on enumerated MDPs."""
 
     name: ClassVar[str] = "convergence"

@@ -42,7 +42,7 @@ _DRAWS_PER_TASK = 20
 
 
 @dataclass(frozen=True)
-class Lemma1(Study):
+class Lemma1Study(Study):
     """Every f-divergence against Lemma 1's bound, on random enumerated MDPs."""
 
     name: ClassVar[str] = "lemma1"

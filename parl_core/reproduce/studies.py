@@ -19,6 +19,8 @@ _STUDIES = {
     "four-rooms": _Entry("four_rooms", "FourRoomsStudy", "the published table of Four-Rooms, by every estimator"),
     "samples": _Entry("samples", "SamplesStudy", "environment steps for a good hypergradient of Four-Rooms"),
     "rand-mdp": _Entry("rand_mdp", "RandMDPStudy", "SoBiRL's random MDP: objective and ‖gradient‖ by step"),
+    "convergence": _Entry("convergence", "ConvergenceStudy", "Theorem 1: T·mean‖∇L‖² by T, bias by lower steps"),
+    "lemma1": _Entry("lemma1", "Lemma1Study", "Lemma 1: eight f-divergences against the policy's distance"),
     "leaders": _Entry("leaders", "LeadersStudy", "commitment games and taxes: ascent against search"),
 }
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from parl_core.errors import ConfigError
-from parl_core.reproduce.convergence import Convergence, bias_fit, floor_fit, rate_slope
+from parl_core.reproduce.convergence import ConvergenceStudy, bias_fit, floor_fit, rate_slope
 from parl_core.reproduce.exact_a_parl import reported_steps
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    study = Convergence(seeds=2, steps=12, lower_steps=3)
+    study = ConvergenceStudy(seeds=2, steps=12, lower_steps=3)
     rows: dict[str, list] = {}
     for task in study.tasks():
         for name, own in study.run(task).items():
@@ -70,7 +70,7 @@ def test_the_note_counts_the_problems_on_which_the_slope_holds():
         for start in ("cold", "warm")
         for k in (1, 2, 4, 8, 12, 16, 24)
     ]
-    table, *_ = Convergence(seeds=2).tables({"rate": rows, "bias": bias, "floor": floor})
+    table, *_ = ConvergenceStudy(seeds=2).tables({"rate": rows, "bias": bias, "floor": floor})
     assert "at most −0.9 on 1 of 2 problems" in table.note
     assert [row[table.columns.index("slope (theorem: −1)")] for row in table.rows] == ["-1.000", "-0.500"]
     assert [row[table.columns.index("largest / descent bound")] for row in table.rows] == ["0.010", "0.316"]
@@ -105,4 +105,4 @@ def test_floor_fit_is_that_of_cold_starts():
 def test_settings_out_of_range_are_refused(settings):
     ((name, value),) = settings.items()
     with pytest.raises(ConfigError, match=rf"{name} must be at least \d+, got {value}"):
-        Convergence(**settings)
+        ConvergenceStudy(**settings)

@@ -10,12 +10,12 @@ import pytest
 from parl_core.errors import ConfigError
 from parl_core.reproduce.divergences import DIVERGENCES
 from parl_core.reproduce.enumerated import EnumeratedProblem
-from parl_core.reproduce.lemma1 import BOUNDED, LIPSCHITZ, STEP_SIZES, Lemma1, draw_rows
+from parl_core.reproduce.lemma1 import BOUNDED, LIPSCHITZ, STEP_SIZES, Lemma1Study, draw_rows
 
 
 @pytest.fixture(scope="module")
 def rows():
-    study = Lemma1(draws=25)
+    study = Lemma1Study(draws=25)
     return [row for task in study.tasks() for row in study.run(task)["lemma1"]]
 
 
@@ -40,7 +40,9 @@ def test_every_draw_has_every_step_size_direction_and_divergence(rows):
     for row in rows:
         assert row["bound"] == pytest.approx(3.0 * row["step_size"])
         assert row["ratio"] == pytest.approx(row["value"] / row["bound"])
-    assert pickle.loads(pickle.dumps(Lemma1(draws=25))).run({"first": 7, "last": 7})["lemma1"] == _select(rows, draw=7)
+    assert pickle.loads(pickle.dumps(Lemma1Study(draws=25))).run({"first": 7, "last": 7})["lemma1"] == _select(
+        rows, draw=7
+    )
 
 
 def test_the_lemma_holds_where_it_is_proved_and_fails_for_chi_squared(rows):
@@ -73,7 +75,7 @@ def test_small_steps_are_the_fisher_matrix(rows):
 
 
 def test_tables_say_what_the_rows_hold(rows):
-    study = Lemma1(draws=25)
+    study = Lemma1Study(draws=25)
     random, steepest = study.tables({"lemma1": rows})
     for direction, table in (("random", random), ("steepest", steepest)):
         assert [row[0] for row in table.rows] == list(DIVERGENCES)
@@ -91,17 +93,17 @@ def test_a_violation_would_be_shown():
     rows = list(draw_rows(0))
     worse = _select(rows, direction="random", divergence="Jensen-Shannon", step_size=0.3)[0]
     worse["ratio"] = 1.01
-    table, _ = Lemma1(draws=1).tables({"lemma1": rows})
+    table, _ = Lemma1Study(draws=1).tables({"lemma1": rows})
     told = dict(zip(DIVERGENCES, (row[-2:] for row in table.rows), strict=True))
     assert told["Jensen-Shannon"] == ("1 of 1", "VIOLATED")
     assert told["total variation"] == ("0 of 1", "holds, as proved")
 
 
 def test_figure(rows, tmp_path):
-    (path,) = Lemma1(draws=25).figures({"lemma1": rows}, tmp_path)
+    (path,) = Lemma1Study(draws=25).figures({"lemma1": rows}, tmp_path)
     assert path.name == "lemma1.png" and path.stat().st_size > 10_000
 
 
 def test_no_draws_are_refused():
     with pytest.raises(ConfigError, match="draws must be at least 1, got 0"):
-        Lemma1(draws=0)
+        Lemma1Study(draws=0)
