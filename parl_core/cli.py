@@ -149,7 +149,7 @@ def _plot(arguments: list[str]) -> int:
 
 
 def _reproduce(arguments: list[str]) -> int:
-    from .reproduce.studies import study_class, summaries
+    from .reproduce.registry import study_class, summaries
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(REPRODUCE_USAGE.format(studies=summaries()))

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from ..errors import RunFolderError
 from ..files import write_atomically
 from .folder import Results, read_results, study_of
-from .studies import study_from_settings, study_names
+from .registry import study_from_settings, study_names
 from .tables import to_markdown
 
 DEFAULT_RESULTS = Path("docs", "results")

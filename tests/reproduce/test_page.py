@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from parl_core.errors import RunFolderError, UnknownNameError
-from parl_core.reproduce import studies
+from parl_core.reproduce import registry
 from parl_core.reproduce.page import find_folders, page, write_page
 from tests.reproduce import tiny
 from tests.reproduce.test_runner import run
@@ -22,8 +22,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Results of the tiny study, which is known for the time of the test, below others in the list."""
-    monkeypatch.setitem(studies._STUDIES, "tiny", studies._Entry("tiny", "Tiny", "squares"))
-    monkeypatch.setitem(sys.modules, "parl_core.reproduce.tiny", tiny)
+    monkeypatch.setitem(registry._STUDIES, "tiny", registry._Entry("tiny", "Tiny", "squares"))
+    monkeypatch.setitem(sys.modules, "parl_core.reproduce.studies.tiny", tiny)
     path = tmp_path / "docs" / "results" / "a run"
     run(Tiny(), path)
     (path / "progress.jsonl").unlink()

@@ -67,9 +67,9 @@ class Tiny(Study):
 def main() -> int:
     """`parl` with this study in place of all others."""
     from parl_core import cli
-    from parl_core.reproduce import studies
+    from parl_core.reproduce import registry
 
-    studies._STUDIES.clear()
-    studies._STUDIES["tiny"] = studies._Entry("tiny", "Tiny", "squares")
-    sys.modules["parl_core.reproduce.tiny"] = sys.modules["tests.reproduce.tiny"]
+    registry._STUDIES.clear()
+    registry._STUDIES["tiny"] = registry._Entry("tiny", "Tiny", "squares")
+    sys.modules["parl_core.reproduce.studies.tiny"] = sys.modules["tests.reproduce.tiny"]
     return cli.main(sys.argv[1:])

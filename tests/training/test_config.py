@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from parl_core.envs.tabular.four_rooms import four_rooms_mdp
-from parl_core.envs.tabular.rand_mdp import DISCOUNT
+from parl_core.envs.tabular.problems.four_rooms import four_rooms_mdp
+from parl_core.envs.tabular.problems.rand_mdp import DISCOUNT
 from parl_core.errors import ConfigError, UnknownNameError
 from parl_core.rl.sac import SACConfig
 from parl_core.training.config import ImplicitConfig, RewardConfig, TrainConfig, from_dict, to_dict

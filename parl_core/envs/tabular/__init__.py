@@ -23,19 +23,18 @@ to import from; the files behind it:
 from __future__ import annotations
 
 from .bilevel import ExactHypergradient
-from .design import DesignProblem
 from .enumeration import enumerate_trajectories
 from .estimators import bc_hg, exact_hypergradient, fisher_implicit, hpgd, sobirl_shortcut
-from .four_rooms import FourRooms
 from .iteration import AMDState, amd, amd_iteration
-from .m_sobirl import MSoBiRLResult, MSoBiRLState, m_sobirl_iteration, m_sobirl_start
 from .mdp import Array, PolicyValue, TabularMDP, expected_return, occupancy, policy_value, random_mdp
 from .perturbed import nudged_contrast, value_penalty, zero_order
 from .problem import BilevelMDP, ParametricReward
-from .rand_mdp import RandMDP, rand_mdp
-from .search import Maximum, grid_search, pattern_search
-from .soft import SoftSolution, soft_policy_iteration, soft_policy_vjp, soft_value_iteration
-from .stackelberg import (
+from .problems.design import DesignProblem
+from .problems.four_rooms import FourRooms
+from .problems.m_sobirl import MSoBiRLResult, MSoBiRLState, m_sobirl_iteration, m_sobirl_start
+from .problems.rand_mdp import RandMDP, rand_mdp
+from .problems.search import Maximum, grid_search, pattern_search
+from .problems.stackelberg import (
     SimultaneousPlay,
     StackelbergGame,
     audit_game,
@@ -44,7 +43,8 @@ from .stackelberg import (
     simultaneous_play,
     strong_stackelberg,
 )
-from .tax import TaxDesign
+from .problems.tax import TaxDesign
+from .soft import SoftSolution, soft_policy_iteration, soft_policy_vjp, soft_value_iteration
 
 __all__ = [
     "AMDState",

@@ -84,7 +84,7 @@ def amd_iteration(
     upper_rewards = checked_table("upper_rewards", upper_rewards, mdp)
     num_states, num_params = mdp.num_states, jacobian.shape[2]
     import_extra("numba", "numba", needed_for="Adaptive model design")
-    from .kernels import iterate_amd
+    from .kernels.iteration import iterate_amd
 
     scalars, slopes = np.zeros((2, num_states)), np.zeros((3, num_states, num_params))
     if start is not None:

@@ -72,8 +72,8 @@ def sample_episodes(mdp: TabularMDP, policy: npt.ArrayLike, num_steps: int, hori
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
     import_extra("numba", "numba", needed_for="Sampling episodes")
-    from . import kernels_sampled
-    from .kernels import compressed_rows
+    from .kernels import sampled as kernels_sampled
+    from .kernels.iteration import compressed_rows
 
     starts, successors, probabilities = compressed_rows(mdp.transitions)
     states, actions, last = np.empty((3, num_steps), np.int64)
@@ -107,7 +107,7 @@ def fisher(problem: BilevelMDP, params: npt.ArrayLike, episodes: Episodes) -> Ex
     """
     if episodes.number < 3:
         raise ValueError(f"episodes must be at least 3 to be halved and centred, got {episodes.number}")
-    from . import kernels_sampled
+    from .kernels import sampled as kernels_sampled
 
     upper, by_reward = problem.upper(params).value, np.empty(problem.lower(params).value.shape)
     kernels_sampled.fisher_by_reward(
@@ -127,9 +127,9 @@ def certainty_equivalent(problem: BilevelMDP, params: npt.ArrayLike, episodes: E
 
     Consistent; biased by O(1/N), as f' is not linear in the probabilities.
     """
-    from . import kernels_sampled
-    from .kernels import compressed_rows
-    from .kernels_newton import bandwidth
+    from .kernels import sampled as kernels_sampled
+    from .kernels.iteration import compressed_rows
+    from .kernels.newton import bandwidth
 
     mdp, upper = problem.mdp, problem.upper(params)
     starts, successors, _ = compressed_rows(mdp.transitions)
@@ -155,7 +155,7 @@ def certainty_equivalent(problem: BilevelMDP, params: npt.ArrayLike, episodes: E
 
 def mean_visits(mdp: TabularMDP, episodes: Episodes) -> Array:
     """(S, A), the mean over episodes of Σ_t γ^t 1{s_t = s, a_t = a}: an estimate of the discounted occupancy."""
-    from . import kernels_sampled
+    from .kernels import sampled as kernels_sampled
 
     visits = np.empty((mdp.num_states, mdp.num_actions))
     kernels_sampled.discounted_visits(*episodes, mdp.discount, visits)
@@ -175,7 +175,7 @@ def halfway(last: IntArray) -> int:
 
 
 def _by_visits(kernel: str, problem: BilevelMDP, params: npt.ArrayLike, episodes: Episodes) -> ExactHypergradient:
-    from . import kernels_sampled
+    from .kernels import sampled as kernels_sampled
 
     compute: Callable[..., None] = getattr(kernels_sampled, kernel)
     upper = problem.upper(params).value

@@ -50,7 +50,7 @@ def soft_value_iteration(
     rewards = checked_table("rewards", rewards, mdp)
     check_temperature(temperature)
     import_extra("numba", "numba", needed_for="Soft value iteration")
-    from .kernels import iterate_soft_values
+    from .kernels.iteration import iterate_soft_values
 
     value, iterations, residual = iterate_soft_values(
         mdp.transitions, rewards, float(mdp.discount), float(temperature), float(tolerance), max_iterations
@@ -69,8 +69,8 @@ def soft_policy_iteration(
     rewards = checked_table("rewards", rewards, mdp)
     check_temperature(temperature)
     import_extra("numba", "numba", needed_for="Soft policy iteration")
-    from .kernels import compressed_rows
-    from .kernels_newton import bandwidth, soft_optimum
+    from .kernels.iteration import compressed_rows
+    from .kernels.newton import bandwidth, soft_optimum
 
     starts, successors, probabilities = compressed_rows(mdp.transitions)
     band = bandwidth(starts, successors, mdp.num_actions)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .environment import TabularEnvironment, TabularTask
-from .four_rooms import CELLS, GOALS, MOVES, four_rooms_mdp, state_of
-from .rand_mdp import rand_mdp as draw_rand_mdp
+from .problems.four_rooms import CELLS, GOALS, MOVES, four_rooms_mdp, state_of
+from .problems.rand_mdp import rand_mdp as draw_rand_mdp
 
 FOUR_ROOMS_HORIZON = 200
 """Steps; the shortest ways to the goals take 12 and 18."""

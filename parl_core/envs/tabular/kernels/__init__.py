@@ -1,0 +1,1 @@
+"""The loops of the tabular MDPs, compiled by numba."""

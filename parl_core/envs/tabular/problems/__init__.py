@@ -1,0 +1,1 @@
+"""Tabular bilevel problems, published and textbook ones; `envs.tabular` offers their names."""

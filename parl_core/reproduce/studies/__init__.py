@@ -1,0 +1,1 @@
+"""The studies; `registry` knows their names."""

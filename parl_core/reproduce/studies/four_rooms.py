@@ -1,0 +1,319 @@
+"""Four-Rooms by every estimator, beside the published table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from ...envs.tabular import FourRooms, bc_hg, exact_hypergradient, fisher_implicit, hpgd, occupancy
+from ...envs.tabular.mdp import Array
+from ...envs.tabular.problems.four_rooms import CELLS, GOALS
+from ...envs.tabular.problems.four_rooms_ascent import (
+    EXACT_ESTIMATORS,
+    SAMPLED_ESTIMATORS,
+    Ascent,
+    four_rooms_ascent,
+    initial_weights,
+)
+from ..statistics import mean_and_error, shown
+from ..study import Row, Rows, Study, Table
+
+TEMPERATURES, COSTS = (0.001, 0.003, 0.005), (1.0, 3.0, 5.0)
+LEARNING_RATES = (0.5, 0.1, 0.05, 0.01)
+_ROUNDING = 0.005  # the published means have two digits
+
+
+class Published(NamedTuple):
+    """Mean and standard error over ten seeds, for one λ and c."""
+
+    hpgd: tuple[float, float]
+    amd: tuple[float, float]
+    zero_order: tuple[float, float]
+
+    @property
+    def best(self) -> tuple[float, float]:
+        """The highest mean, with its error."""
+        return max(self)
+
+
+PUBLISHED = {
+    (0.001, 1.0): Published((0.91, 0.088), (0.58, 0.000), (0.59, 0.059)),
+    (0.001, 3.0): Published((0.51, 0.006), (0.51, 0.000), (0.50, 0.005)),
+    (0.001, 5.0): Published((0.46, 0.006), (0.46, 0.003), (0.46, 0.007)),
+    (0.003, 1.0): Published((0.95, 0.002), (1.00, 0.000), (0.91, 0.048)),
+    (0.003, 3.0): Published((0.73, 0.001), (0.39, 0.000), (0.40, 0.028)),
+    (0.003, 5.0): Published((0.29, 0.003), (0.32, 0.000), (0.32, 0.002)),
+    (0.005, 1.0): Published((1.17, 0.011), (1.28, 0.003), (1.15, 0.026)),
+    (0.005, 3.0): Published((1.01, 0.002), (1.13, 0.004), (1.02, 0.027)),
+    (0.005, 5.0): Published((0.87, 0.003), (0.97, 0.009), (0.79, 0.027)),
+}
+
+
+class Method(NamedTuple):
+    """One row of the table of all methods."""
+
+    estimator: str
+    env_steps: int
+    """For an outer step; 0 for the exact gradient."""
+    schedule: str
+    """plain, annealed or restarts."""
+
+    @property
+    def label(self) -> str:
+        """As in the CSVs and tables."""
+        data = f"{self.env_steps} steps" if self.env_steps else "exact"
+        return f"{self.estimator}, {data}" + ("" if self.schedule == "plain" else f", {self.schedule}")
+
+
+MANY, FEW = 10_000, 1_000
+EXACT = Method("exact", 0, "plain")
+ANNEALED, RESTARTS = EXACT._replace(schedule="annealed"), EXACT._replace(schedule="restarts")
+SAMPLED, HPGD = Method("CertaintyEquivalent", MANY, "plain"), Method("HPGD", MANY, "plain")
+METHODS = {
+    method.label: method
+    for method in (
+        *(Method(estimator, 0, "plain") for estimator in EXACT_ESTIMATORS),
+        SAMPLED,
+        HPGD,
+        *(Method(estimator, FEW, "plain") for estimator in SAMPLED_ESTIMATORS),
+        ANNEALED,
+        SAMPLED._replace(env_steps=FEW, schedule="annealed"),
+        RESTARTS,
+    )
+}
+_EXACT_FORMS = {"Fisher": fisher_implicit, "HPGD": hpgd, "BC-HG": bc_hg}
+_MAPPED = (EXACT.label, ANNEALED.label)
+_TRACED = (EXACT.label, SAMPLED.label, HPGD.label)
+_TRACED_SEEDS = 3
+_PILOT_SEED = 1_000_000  # seeds of the runs that choose the learning rate begin here
+_RESTART_ANNEALS, _RESTART_SCALE, _NUM_RESTARTS = (0.005, 0.01, 0.02), 1.0, 8
+
+
+@dataclass(frozen=True)
+class FourRoomsStudy(Study):
+    """The published table of Four-Rooms, by every estimator, from the exact MDP and from episodes."""
+
+    name: ClassVar[str] = "four-rooms"
+    title: ClassVar[str] = "Four-Rooms"
+    source: ClassVar[str] = (
+        "Thoma et al., Contextual Bilevel Reinforcement Learning for Incentive Alignment, NeurIPS 2024, table 1 and the "
+        "authors' configuration; AMD is Chen et al., ICML 2022"
+    )
+
+    seeds: int = 10
+    """Runs behind every mean."""
+    pilot_seeds: int = 2
+    """Other runs, at each of the four learning rates, that choose one by their mean; 0 takes .5."""
+    steps: int = 10_000
+    """Outer steps of a run."""
+    estimator: str = ""
+    """Only the methods of this estimator, such as HPGD; all if empty."""
+
+    def methods(self) -> list[Method]:
+        """Those that are to be run."""
+        return [method for method in METHODS.values() if self.estimator in ("", method.estimator)]
+
+    def tasks(self) -> Sequence[Mapping[str, Any]]:
+        """One for each method and cell."""
+        return [
+            {"method": method.label, "temperature": temperature, "cost": cost}
+            for method in self.methods()
+            for temperature in TEMPERATURES
+            for cost in COSTS
+        ]
+
+    def run(self, task: Mapping[str, Any]) -> Rows:
+        """The pilot runs, then those that count at the learning rate that was best in them."""
+        method = METHODS[task["method"]]
+        temperature, cost = task["temperature"], task["cost"]
+        rows: Rows = {"runs": [], "curves": [], "maps": [], "agreement": []}
+
+        def run(learning_rate: float, seed: int, pilot: bool) -> Ascent:
+            ascent = self._restarted if method.schedule == "restarts" else self._ascent
+            result = ascent(method, temperature, cost, learning_rate, seed)
+            rows["runs"].append(
+                {**task, "learning_rate": learning_rate, "pilot": pilot, "seed": seed, "value": result.value}
+            )
+            return result
+
+        means = {}
+        if method.schedule != "restarts":
+            for learning_rate in LEARNING_RATES if self.pilot_seeds else ():
+                pilots = [run(learning_rate, _PILOT_SEED + k, True).value for k in range(self.pilot_seeds)]
+                means[learning_rate] = float(np.mean(pilots))
+        learning_rate = max(means, key=means.__getitem__) if means else LEARNING_RATES[0]
+        for seed in range(self.seeds):
+            result = run(learning_rate, seed, False)
+            if seed < _TRACED_SEEDS and method.label in _TRACED:
+                interval = self.steps // len(result.values)
+                rows["curves"] += [
+                    {**task, "seed": seed, "step": k * interval, "value": value, "gradient_norm": norm}
+                    for k, (value, norm) in enumerate(zip(result.values.tolist(), result.norms.tolist(), strict=True))
+                ]
+            if seed == 0 and method.label in _MAPPED:
+                rows["maps"] += _map_rows(task, result.weights)
+            if seed == 0 and method == EXACT:
+                for where, weights in (("start", initial_weights(seed)), ("end", result.weights)):
+                    rows["agreement"].append({**task, "where": where, **_agreement(weights, temperature, cost)})
+        return rows
+
+    def _ascent(
+        self,
+        method: Method,
+        temperature: float,
+        cost: float,
+        learning_rate: float,
+        seed: int,
+        anneal_from: float | None = None,
+        scale: float | None = None,
+    ) -> Ascent:
+        """A run; annealed from `anneal_from`, which the annealed schedule sets to the largest published temperature."""
+        if method.schedule == "annealed":
+            anneal_from = max(TEMPERATURES)
+        temperatures = np.full(self.steps, temperature)
+        if anneal_from is not None:
+            temperatures[: self.steps // 2] = np.geomspace(anneal_from, temperature, self.steps // 2)
+        return four_rooms_ascent(
+            method.estimator,
+            initial_weights(seed) if scale is None else initial_weights(seed, scale),
+            temperatures,
+            cost,
+            learning_rate,
+            seed,
+            env_steps=method.env_steps,
+            num_points=min(50, self.steps),
+        )
+
+    def _restarted(self, method: Method, temperature: float, cost: float, learning_rate: float, seed: int) -> Ascent:
+        """The best of a plain run, annealed ones and some from larger weights, by the value that the exact gradient's user
+        knows."""
+        starts: list[dict[str, float]] = [{}, *({"anneal_from": start} for start in _RESTART_ANNEALS)]
+        starts += [{"scale": _RESTART_SCALE}] * (_NUM_RESTARTS - len(starts))
+        runs = [
+            self._ascent(method, temperature, cost, learning_rate, seed * _NUM_RESTARTS + k, **start)
+            for k, start in enumerate(starts)
+        ]
+        return max(runs, key=lambda run: run.value)
+
+    def tables(self, rows: Rows) -> list[Table]:
+        """The published cells beside ours, all methods, and how the exact forms agree."""
+        return [self._against_published(rows), self._all_methods(rows), self._agreement_table(rows)]
+
+    def _against_published(self, rows: Rows) -> Table:
+        ours = {method.label: method for method in (EXACT, SAMPLED, ANNEALED, RESTARTS)}
+        reached = dict.fromkeys(ours, 0)
+        lines = []
+        for (temperature, cost), published in PUBLISHED.items():
+            line = [f"{temperature:g}", f"{cost:g}", *(shown(*pair) for pair in published)]
+            for label in ours:
+                values = _values(rows, label, temperature, cost)
+                if not values:
+                    line.append("–")
+                    continue
+                within = is_within(mean_and_error(values), published.best)
+                reached[label] += within
+                line.append(shown(*mean_and_error(values)) + (" ✓" if within else ""))
+            lines.append(tuple(line))
+        counts = ", ".join(f"{label}: {number} of {len(PUBLISHED)}" for label, number in reached.items())
+        return Table(
+            title="The leader's value V_U(s₀), published and ours",
+            columns=("λ", "c", "HPGD (publ.)", "AMD (publ.)", "zero order (publ.)", *ours),
+            rows=tuple(lines),
+            note=f"Mean ± standard error over {self.seeds} seeds of the exact value, averaged over the last tenth of "
+            f"{self.steps} steps. ✓: not below the best published value by more than two standard errors of the difference "
+            f"and the rounding of the published digits, {_ROUNDING:g}. {counts}. The exact gradient is the adjoint's, which "
+            "Fisher, ScoreHessian, HPGD and BCHG give too. From episodes, the certainty-equivalent estimator gets "
+            f"{MANY} environment steps an outer one, as the published HPGD does. Annealed: λ falls from "
+            f"{max(TEMPERATURES):g} geometrically over the first half. Restarts: the best of {_NUM_RESTARTS} runs, so as "
+            f"many times the work: a plain one, annealed ones from {', '.join(f'{start:g}' for start in _RESTART_ANNEALS)}, "
+            f"the others from weights of standard deviation {_RESTART_SCALE:g}.",
+        )
+
+    def _all_methods(self, rows: Rows) -> Table:
+        cells = list(PUBLISHED)
+        lines = [("best published", *(shown(*PUBLISHED[cell].best) for cell in cells))]
+        for method in self.methods():
+            values = [_values(rows, method.label, *cell) for cell in cells]
+            lines.append((method.label, *(shown(*mean_and_error(cell)) if cell else "–" for cell in values)))
+        rates = sorted({row["learning_rate"] for row in rows["runs"] if not row["pilot"]}, reverse=True)
+        return Table(
+            title="Every method in every cell",
+            columns=("method", *(f"λ={temperature:g}, c={cost:g}" for temperature, cost in cells)),
+            rows=tuple(lines),
+            note=f"The learning rate is the best of {', '.join(f'{rate:g}' for rate in LEARNING_RATES)} in the mean of "
+            f"{self.pilot_seeds} pilot runs with other seeds (chosen somewhere: {', '.join(f'{rate:g}' for rate in rates)}; "
+            "runs.csv has all). LogProbHessian, Identity, SoBiRL and DirectOnly are not the gradient: they are here to be "
+            "beaten.",
+        )
+
+    def _agreement_table(self, rows: Rows) -> Table:
+        columns = [
+            name for name in (rows["agreement"] or [{}])[0] if name not in ("method", "temperature", "cost", "where")
+        ]
+        worst = {
+            where: [max(row[name] for row in rows["agreement"] if row["where"] == where) for name in columns]
+            for where in ("start", "end")
+            if rows["agreement"]
+        }
+        return Table(
+            title="The exact estimators are one vector",
+            columns=("weights", *columns),
+            rows=tuple((where, *(f"{number:.0e}" for number in numbers)) for where, numbers in worst.items()),
+            note="Largest distance from the adjoint's implicit term, relative to its length, over cells and goals.",
+        )
+
+    def figures(self, rows: Rows, directory: Path) -> list[Path]:
+        """Maps of incentives and visits; values by step."""
+        from .four_rooms_figures import draw_curves, draw_maps
+
+        drawn = []
+        for label, name in ((EXACT.label, "maps.png"), (ANNEALED.label, "maps-annealed.png")):
+            chosen = [row for row in rows["maps"] if row["method"] == label]
+            if chosen:
+                drawn.append(draw_maps(chosen, directory / name))
+        if rows["curves"]:
+            drawn.append(draw_curves(rows["curves"], PUBLISHED, directory / "curves.png"))
+        return drawn
+
+
+def is_within(ours: tuple[float, float], published: tuple[float, float]) -> bool:
+    """Whether our mean is not below the published one by more than two standard errors of the difference, and rounding."""
+    return ours[0] >= published[0] - 2.0 * float(np.hypot(ours[1], published[1])) - _ROUNDING
+
+
+def _values(rows: Rows, label: str, temperature: float, cost: float) -> list[float]:
+    return [
+        row["value"]
+        for row in rows["runs"]
+        if (row["method"], row["temperature"], row["cost"]) == (label, temperature, cost) and not row["pilot"]
+    ]
+
+
+def _problems(temperature: float, cost: float) -> list[FourRooms]:
+    return [FourRooms(goal, temperature, cost) for goal in range(len(GOALS))]
+
+
+def _map_rows(task: Mapping[str, Any], weights: Array) -> list[Row]:
+    """Incentive and probability-weighted visits of every state, mean over goals."""
+    problems = _problems(task["temperature"], task["cost"])
+    visits = np.mean([occupancy(p.mdp, p.response(weights)).sum(axis=1) for p in problems], axis=0)
+    incentives = problems[0].incentives(weights)
+    return [
+        {**task, "row": row, "column": column, "incentive": float(incentive), "visits": float(visit)}
+        for (row, column), incentive, visit in zip(CELLS, incentives, visits, strict=True)
+    ]
+
+
+def _agreement(weights: Array, temperature: float, cost: float) -> dict[str, float]:
+    """Relative distance of each exact form from the adjoint's, the larger of both goals."""
+    worst = dict.fromkeys(_EXACT_FORMS, 0.0)
+    for problem in _problems(temperature, cost):
+        adjoint = problem.hypergradient(weights, exact_hypergradient).implicit
+        for name, form in _EXACT_FORMS.items():
+            difference = problem.hypergradient(weights, form).implicit - adjoint
+            worst[name] = max(worst[name], float(np.linalg.norm(difference) / np.linalg.norm(adjoint)))
+    return worst
