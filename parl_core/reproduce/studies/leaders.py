@@ -309,9 +309,10 @@ def of(rows: Iterable[Row], example: str, method: str | None = None) -> list[Row
 
 
 def read_choice(row: Row) -> list[float]:
-    """A choice as it stands in a CSV, where one of a single number is read back as that number."""
-    return [float(number) for number in str(row["choice"]).split()]
+    """A choice as it stands in a CSV."""
+    return [float(number) for number in row["choice"].strip("[]").split()]
 
 
 def _written(choice: Array) -> str:
-    return " ".join(repr(float(number)) for number in choice)
+    """In brackets, so that a choice of one number is not read as a number."""
+    return "[" + " ".join(repr(float(number)) for number in choice) + "]"

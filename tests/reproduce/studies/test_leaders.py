@@ -143,9 +143,6 @@ def test_one_seed_has_no_standard_error_and_the_limit_is_the_textbooks(rows):
 
 
 def test_figures_are_drawn(study, rows, tmp_path):
-    for row in rows["surface"]:  # as a CSV gives back a choice of a single number
-        if row["example"] == "matrix-game":
-            row["choice"] = float(row["choice"])
     files = study.figures(rows, tmp_path)
     assert [file.name for file in files] == ["surfaces.png", "progress.png"]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
