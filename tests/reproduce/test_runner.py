@@ -208,12 +208,3 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
     finally:
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=30)
-
-
-def test_ctrl_c_while_the_processes_are_started_is_not_lost(tmp_path):
-    process = start(tmp_path / "run", "--pause", "20.0")
-    wait_for_tasks(tmp_path / "run", 0)  # the line that is written right before
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=15)
-    assert process.returncode == 130
-    assert errors == "parl: interrupted: 0 of 6 tasks done; the same command goes on\n"
