@@ -16,3 +16,8 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 def shown(mean: float, error: float, digits: int = 3) -> str:
     """As `0.583 ± 0.001`, or the mean alone where there is no error."""
     return f"{mean:.{digits}f}" if np.isnan(error) else f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
+def mean_with_error(values: Sequence[float], digits: int = 3) -> str:
+    """Mean ± standard error of these values, printed."""
+    return shown(*mean_and_error(values), digits)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
-import statistics
 import textwrap
 import unicodedata
-from collections.abc import Sequence
 
 from .study import Table
 
@@ -40,12 +37,6 @@ def to_markdown(table: Table) -> str:
     ]
     note = ["", table.note] if table.note else []
     return "\n".join([f"**{table.title}**", "", lines[0], "| " + " | ".join(rules) + " |", *lines[1:], *note])
-
-
-def mean_with_error(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard error, std(ddof=1)/√n; of a single value no error is known."""
-    mean = f"{sum(values) / len(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"
 
 
 def _padded(table: Table, least: int = 0) -> list[list[str]]:

@@ -17,6 +17,7 @@ import traceback
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -121,7 +122,7 @@ def _processes(study: Study, number: int) -> Iterator[dict[Connection, Any]]:
     context = multiprocessing.get_context("spawn")
     processes: dict[Connection, Any] = {}
     try:
-        with _environment(_THREADS), _deaf_to_ctrl_c():
+        with _environment(_THREADS), _ctrl_c_held_back():
             for _ in range(number):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_work, args=(study, theirs), daemon=True)
@@ -130,7 +131,7 @@ def _processes(study: Study, number: int) -> Iterator[dict[Connection, Any]]:
                 processes[ours] = process
         yield processes
     finally:
-        with _deaf_to_ctrl_c():
+        with _ctrl_c_held_back():
             for channel, process in processes.items():
                 process.terminate()
                 channel.close()
@@ -139,16 +140,23 @@ def _processes(study: Study, number: int) -> Iterator[dict[Connection, Any]]:
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Ctrl-C is ignored, here and for good in processes started meanwhile: it goes to all of a terminal's processes."""
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Ctrl-C waits until the block is left. Processes started in it never hear of one: a terminal sends it to them all."""
     if threading.current_thread() is not threading.main_thread():  # others may not set handlers
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # started by the first process otherwise, it would unblock the signal
+    pressed: list[int] = []
+    # The handler is for this process, where another thread may be the one that gets the signal; the mask is inherited.
+    handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if pressed and callable(handler):
+            handler(signal.SIGINT, None)
 
 
 @contextmanager

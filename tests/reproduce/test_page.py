@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -54,13 +56,20 @@ def test_the_same_folders_give_the_same_bytes_wherever_they_are(folder, tmp_path
     assert page([moved], tmp_path / "elsewhere" / "docs") == first
 
 
+def test_settings_make_the_study_they_were_written_from(folder):
+    study = Tiny(size=3, factors=(2.0,), trouble="x")
+    settings = json.loads(json.dumps(asdict(study)))
+    assert registry.study_from_settings("tiny", settings) == study
+
+
 def test_folders_are_found_in_the_order_of_the_studies(folder, monkeypatch):
     root = folder.parent
-    for name, study in (("z", "rand-mdp"), ("b", "tiny"), ("unknown", "no-such"), ("broken", None)):
+    monkeypatch.setitem(registry._STUDIES, "alpha", registry._Entry("tiny", "Tiny", "listed last"))
+    for name, study in (("0", "alpha"), ("z", "rand-mdp"), ("b", "tiny"), ("unknown", "no-such"), ("broken", None)):
         (root / name).mkdir()
         (root / name / "settings.json").write_text("[" if study is None else f'{{"study": "{study}"}}')
     (root / "walker-walk").mkdir()
-    assert [path.name for path in find_folders(root)] == ["z", "a run", "b"]
+    assert [path.name for path in find_folders(root)] == ["z", "a run", "b", "0"]
     with pytest.raises(RunFolderError, match="holds no result folder"):
         find_folders(root / "walker-walk")
 

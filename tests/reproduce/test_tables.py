@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from parl_core.reproduce.study import Table
-from parl_core.reproduce.tables import mean_with_error, to_markdown, to_text
+from parl_core.reproduce.tables import to_markdown, to_text
 
 TABLE = Table(
     title="Ours | theirs",
@@ -47,8 +47,3 @@ def test_markdown_is_aligned_and_its_pipes_are_escaped():
 def test_a_row_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"row of 't' must have 2 cells, got \('x',\)"):
         to_text(Table("t", ("a", "b"), (("x",),)))
-
-
-def test_mean_with_standard_error():
-    assert mean_with_error([1.0, 2.0, 3.0, 4.0], 3) == "2.500 ± 0.645"  # √(5/3)/√4
-    assert mean_with_error([7.0], 1) == "7.0"

@@ -19,7 +19,7 @@ from ...envs.tabular.problems.four_rooms_ascent import (
     four_rooms_ascent,
     initial_weights,
 )
-from ..statistics import mean_and_error, shown
+from ..statistics import mean_and_error, mean_with_error, shown
 from ..study import Row, Rows, Study, Table
 
 TEMPERATURES, COSTS = (0.001, 0.003, 0.005), (1.0, 3.0, 5.0)
@@ -216,7 +216,7 @@ class FourRoomsStudy(Study):
                     continue
                 within = is_within(mean_and_error(values), published.best)
                 reached[label] += within
-                line.append(shown(*mean_and_error(values)) + (" ✓" if within else ""))
+                line.append(mean_with_error(values) + (" ✓" if within else ""))
             lines.append(tuple(line))
         counts = ", ".join(f"{label}: {number} of {len(PUBLISHED)}" for label, number in reached.items())
         return Table(
@@ -238,7 +238,7 @@ class FourRoomsStudy(Study):
         lines = [("best published", *(shown(*PUBLISHED[cell].best) for cell in cells))]
         for method in self.methods():
             values = [_values(rows, method.label, *cell) for cell in cells]
-            lines.append((method.label, *(shown(*mean_and_error(cell)) if cell else "–" for cell in values)))
+            lines.append((method.label, *(mean_with_error(cell) if cell else "–" for cell in values)))
         rates = sorted({row["learning_rate"] for row in rows["runs"] if not row["pilot"]}, reverse=True)
         return Table(
             title="Every method in every cell",

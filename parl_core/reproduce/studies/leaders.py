@@ -26,6 +26,7 @@ from ...envs.tabular.problems.stackelberg import (
 )
 from ...envs.tabular.problems.tax import TaxDesign
 from ...errors import ConfigError
+from ..statistics import mean_with_error
 from ..study import Row, Rows, Study, Table
 
 WITHIN = 1e-3
@@ -261,13 +262,12 @@ def _table_of_ascents(rows: Rows) -> Table:
             if not values:
                 continue
             found = sum(value >= optimum[name] - WITHIN for value in values)
-            error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.4f}" if len(values) > 1 else ""
             lines.append(
                 (
                     example.title,
                     title,
                     f"{optimum[name]:.4f}",
-                    f"{statistics.fmean(values):.4f}{error}",
+                    mean_with_error(values, 4),
                     f"{max(values):.4f}",
                     f"{found} of {len(values)}",
                     _median_steps(of(rows["path"], name, method), optimum[name] - WITHIN),

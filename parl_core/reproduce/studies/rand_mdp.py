@@ -14,8 +14,8 @@ from ...envs.tabular import Array, ExactHypergradient, RandMDP, m_sobirl_iterati
 from ...envs.tabular.problems.rand_mdp import OPTIMUM
 from ...errors import ConfigError
 from ..figures import COLOURS, draw_seeds, panels, save_picture
+from ..statistics import mean_with_error
 from ..study import Row, Rows, Study, Table
-from ..tables import mean_with_error
 
 STEP_SIZE = 8e-3
 PUBLISHED_STEP, PUBLISHED_NORM = 823, 0.013

@@ -5,7 +5,6 @@ import pytest
 
 from parl_core.envs.tabular import FourRooms
 from parl_core.envs.tabular.problems.four_rooms_ascent import four_rooms_ascent, initial_weights
-from parl_core.reproduce.statistics import mean_and_error, shown
 from parl_core.reproduce.studies.four_rooms import (
     ANNEALED,
     EXACT,
@@ -110,11 +109,3 @@ def test_tables_print_every_cell_and_figures_are_drawn(tmp_path):
     assert len(agreement.rows) == 2
     figures = STUDY.figures(rows, tmp_path)
     assert [figure.name for figure in figures] == ["maps.png", "curves.png"] and all(f.stat().st_size for f in figures)
-
-
-def test_means_and_errors_by_hand():
-    mean, error = mean_and_error([1.0, 2.0, 6.0])
-    assert mean == 3.0 and error == pytest.approx(np.sqrt(7.0 / 3.0))
-    assert np.isnan(mean_and_error([1.0])[1])
-    assert shown(0.5834, 0.0005) == "0.583 ± 0.001" or shown(0.5834, 0.0005) == "0.583 ± 0.000"
-    assert shown(1.0, float("nan")) == "1.000"

@@ -8,7 +8,7 @@ import pytest
 from parl_core.envs.tabular import rand_mdp
 from parl_core.errors import ConfigError
 from parl_core.reproduce.csv_files import plain_rows
-from parl_core.reproduce.studies.rand_mdp import METHODS, RandMDPStudy, descend, finite_differences
+from parl_core.reproduce.studies.rand_mdp import METHODS, RandMDPStudy, _arrived, descend, finite_differences
 from parl_core.reproduce.tables import to_text
 from tests.envs.tabular_problems import central_difference
 
@@ -97,6 +97,12 @@ def test_tables_and_figure(short, tmp_path):
     assert gradients.rows[-1][2] == f"{worst:.1e}"
     (figure,) = study.figures(rows, tmp_path)
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_arrived_is_both_at_once():
+    points = [(1.0, 0.0), (1.001, 0.02), (1.0011, 0.01), (1.0, 0.0201)]
+    arrived = [_arrived({"objective": objective, "gradient_norm": norm}) for objective, norm in points]
+    assert arrived == [True, True, False, False]
 
 
 def test_a_task_gives_the_same_rows_again(short):
