@@ -45,7 +45,7 @@ class SamplesStudy(Study):
 
     seeds: int = 11
     """Draws of the leader's weights and of the episodes, behind every median."""
-    most_steps: int = 4_000_000
+    most_steps: int = 1_000_000
     """Environment steps after which an estimator is given up."""
     cosine: float = 0.95
     """With the exact hypergradient, that an estimate has to reach."""
