@@ -16,6 +16,9 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _VERSIONED = ("parl_core", "kernels", "csrc", "bindings")
 """What of the repository decides the numbers."""
 
+FACTS = frozenset({"commit", "dirty", "date", "parl_core", "python", "numpy", "torch", "numba", "cpu"})
+"""What `describe_environment` tells."""
+
 
 def describe_environment() -> dict[str, Any]:
     """Commit, date, versions and processor, as JSON scalars; None where something is not there or cannot be known."""

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from ..errors import RunFolderError
 from ..files import write_atomically
+from . import provenance
 from .folder import Results, read_results, study_of
 from .registry import study_from_settings, study_names
 from .tables import to_markdown
@@ -77,39 +78,21 @@ def _section(folder: Path, base: Path) -> str:
 
 
 def _provenance(results: Results) -> str:
-    facts = results.environment
+    command, sittings, _ = results.record
     settings = ", ".join(f"{name} {_plain(value)}" for name, value in results.settings.items())
-    versions = ", ".join(
-        f"{name} {facts[key]}"
-        for name, key in (("Python", "python"), ("NumPy", "numpy"), ("torch", "torch"), ("numba", "numba"))
-        if facts[key] is not None
-    )
+    tasks = sum(sitting.tasks for sitting in sittings)
+    seconds = sum(sitting.wall_seconds for sitting in sittings)
     return (
-        f"    {facts['command']}\n\n"
-        f"{facts['date']}, parl-core {facts['parl_core']} at {_commit(facts)}; {versions}; "
-        f"{facts['cpu'] or 'processor unknown'}, {_count(facts['jobs'], 'process', 'processes')}: "
-        f"{_count(facts['tasks'], 'task', 'tasks')} in {_duration(facts['wall_seconds'])}. Settings: {settings or 'none'}."
+        f"    {command}\n\n"
+        f"{provenance.dates(sittings)}, {provenance.code(sittings)}; {provenance.versions(sittings)}; "
+        f"{provenance.processors(sittings)}: {tasks} {'task' if tasks == 1 else 'tasks'} in {_duration(seconds)}. "
+        f"Settings: {settings or 'none'}."
     )
-
-
-def _commit(facts: dict[str, Any]) -> str:
-    if facts["commit"] is None:
-        return "an unknown commit"
-    earlier = (
-        f", begun at {', '.join(commit[:12] for commit in facts['earlier_commits'])}"
-        if facts["earlier_commits"]
-        else ""
-    )
-    return f"commit {facts['commit'][:12]}{' with uncommitted changes' if facts['dirty'] else ''}{earlier}"
 
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def _plain(value: Any) -> str:

@@ -56,6 +56,28 @@ def test_the_same_folders_give_the_same_bytes_wherever_they_are(folder, tmp_path
     assert page([moved], tmp_path / "elsewhere" / "docs") == first
 
 
+def test_all_sittings_are_named_in_their_order(folder):
+    path = folder / "environment.json"
+    data = json.loads(path.read_text())
+    first = {
+        **{"commit": None, "dirty": None, "date": "2030-01-02", "parl_core": "1.0", "python": "3.12.1", "numpy": "2.1"},
+        **{"torch": "2.13", "numba": None, "cpu": None},
+    }
+    second = {**first, "commit": "b" * 40, "dirty": True, "date": "2030-01-01", "numba": "0.61", "cpu": "Fast"}
+    third = {**second, "commit": "a" * 40, "dirty": False, "torch": "2.14"}
+    data["sittings"] = [
+        {"environment": first, "jobs": 2, "tasks": 1, "wall_seconds": 50.0},
+        {"environment": second, "jobs": 1, "tasks": 2, "wall_seconds": 9.0},
+        {"environment": third, "jobs": 2, "tasks": 3, "wall_seconds": 8.4},
+    ]
+    path.write_text(json.dumps(data))
+    assert (
+        f"2030-01-02 and 2030-01-01, parl-core 1.0 at an unknown commit and commit {'b' * 12} and commit {'a' * 12} with "
+        "uncommitted changes; Python 3.12.1, NumPy 2.1, torch 2.13 and 2.14, numba none and 0.61; processor unknown and "
+        "Fast, 2 and 1 processes: 6 tasks in 1 min 7 s. Settings: size 6,"
+    ) in page([folder], folder.parents[1])
+
+
 def test_settings_make_the_study_they_were_written_from(folder):
     study = Tiny(size=3, factors=(2.0,), trouble="x")
     settings = json.loads(json.dumps(asdict(study)))

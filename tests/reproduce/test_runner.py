@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 from rich.console import Console
 
 from parl_core.errors import ConfigError, RunFolderError
+from parl_core.reproduce.environment import describe_environment
+from parl_core.reproduce.folder import StudyFolder
 from parl_core.reproduce.runner import reproduce
 from parl_core.reproduce.workers import TaskError
 from tests.reproduce.tiny import Tiny
@@ -82,6 +85,10 @@ def test_a_complete_folder_is_only_drawn_again(whole):
     progress.unlink()  # as in a folder that is under version control
     shown = run(Tiny(), whole)
     assert "tasks done" not in shown
+    here = describe_environment()
+    assert shown.startswith(f"{whole} is complete: computed {here['date']} at ")
+    assert "remove it, or choose another --output, to compute again\n" in shown
+    assert "warning" not in shown
     assert "Squares" in shown
     assert (whole / "a.png").exists()
     assert json.loads((whole / "figures.json").read_text()) == ["b.png", "a.png"]
@@ -106,6 +113,30 @@ def test_a_kill_at_any_byte_of_the_progress_changes_nothing(whole, tmp_path):
         assert results(path) == results(whole)
         lines = [json.loads(line) for line in (path / "progress.jsonl").read_text().splitlines()]
         assert sorted(line["task"]["seed"] for line in lines if "task" in line) == list(range(6))  # each done once
+
+
+@pytest.mark.parametrize(("fact", "value"), [("commit", "c" * 40), ("commit", None), ("parl_core", "0.0")])
+def test_results_of_another_version_are_told_to_be_so(whole, tmp_path, monkeypatch, fact, value):
+    path = tmp_path / "run"
+    shutil.copytree(whole, path)
+    record = json.loads((path / "environment.json").read_text())
+    record["sittings"][0]["environment"][fact] = value
+    (path / "environment.json").write_text(json.dumps(record))
+    here = {**record["sittings"][0]["environment"], "commit": "d" * 40, "parl_core": "1.0"}
+    monkeypatch.setattr("parl_core.reproduce.runner.describe_environment", lambda: here)
+    shown = run(Tiny(), path)
+    told = {"commit": "commit cccccccccccc" if value else "an unknown commit", "parl_core": "parl-core 0.0"}[fact]
+    warning = next(line for line in shown.splitlines() if line.startswith("warning: "))
+    before, now = warning.split(", but this is parl-core ")
+    assert told in before
+    assert now.startswith("1.0 at commit dddddddddddd")
+
+
+def test_a_complete_folder_is_locked_while_it_is_drawn(whole):
+    folder = StudyFolder.open(whole, Tiny())
+    with pytest.raises(RunFolderError, match="in use by another"):
+        run(Tiny(), whole)
+    folder.close()
 
 
 @pytest.mark.parametrize("number", [0, 3])
@@ -144,7 +175,8 @@ def test_ctrl_c_says_what_is_done_and_the_same_command_goes_on(whole, tmp_path):
     assert facts["task_seconds"] == pytest.approx(sum(seconds), abs=0.06)
     sittings = [number for number, line in enumerate(lines) if "environment" in line]
     last = [lines[sittings[1] - 1]["wall_seconds"], lines[-1]["wall_seconds"]]
-    assert facts["wall_seconds"] == pytest.approx(sum(last), abs=0.06)
+    assert [sitting["wall_seconds"] for sitting in facts["sittings"]] == last
+    assert [sitting["tasks"] for sitting in facts["sittings"]] == [kept, 6 - kept]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -193,6 +225,16 @@ def test_progress_without_a_terminal_is_a_few_lines(tmp_path):
 def test_settings_that_the_study_refuses_leave_no_folder(tmp_path):
     with pytest.raises(ConfigError, match="--size must be at least 1, got 0"):
         run(Tiny(size=0), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_study_without_tasks_makes_no_folder(tmp_path):
+    class Idle(Tiny):
+        def tasks(self):
+            return []
+
+    with pytest.raises(ConfigError, match="tiny has no tasks with these settings"):
+        run(Idle(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
