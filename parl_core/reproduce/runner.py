@@ -36,7 +36,10 @@ def reproduce(study: Study, path: Path, *, jobs: int, command: str, console: Any
         TaskError: a task failed; what is done is kept.
         Interrupted: Ctrl-C; what is done is kept.
     """
-    import_extra("matplotlib", "train", needed_for="parl reproduce")  # asked for before minutes of work
+    command_name = f"parl reproduce {study.name}"  # what it needs is asked for before minutes of work
+    import_extra("matplotlib", "train", needed_for=command_name)
+    if study.needs_numba:
+        import_extra("numba", "numba", needed_for=command_name)
     tasks = list(study.tasks())
     if not tasks:
         raise ConfigError(f"{study.name} has no tasks with these settings")

@@ -171,7 +171,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
     with pytest.raises(ConfigError) as told:
         StudyFolder.open(tmp_path, Tiny(size=7, factors=(1.0,)))
     assert "size = 7 (it was 6), factors = [1.0] (it was [1.0, 0.5]);" in str(told.value)
-    assert "pause" not in str(told.value)
+    assert "hold" not in str(told.value)
     assert (tmp_path / "progress.jsonl").read_bytes() == before
 
 
@@ -255,6 +255,25 @@ def test_a_record_of_another_shape_is_told_in_one_sentence(tmp_path, change):
         (tmp_path / "environment.json").write_text(json.dumps(data))
         with pytest.raises(RunFolderError, match=r"environment\.json is not as this parl reproduce writes it: remove"):
             read_results(tmp_path)
+
+
+def test_the_processor_is_named_wherever_it_can_be(tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(environment, "_CPUINFO", cpuinfo)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert environment.describe_environment()["cpu"] == "aarch64"
+    cpuinfo.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
+    assert environment.describe_environment()["cpu"] == "aarch64"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: Fast CPU @ 2 GHz\nmodel name\t: Other\n")
+    assert environment.describe_environment()["cpu"] == "Fast CPU @ 2 GHz"
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    sysctl = tmp_path / "bin" / "sysctl"
+    sysctl.parent.mkdir()
+    sysctl.write_text('#!/bin/sh\ntest "$*" = "-n machdep.cpu.brand_string" && echo "Apple M9"\n')
+    sysctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sysctl.parent}:{os.environ['PATH']}")
+    assert environment.describe_environment()["cpu"] == "Apple M9"
 
 
 def test_the_commit_is_that_of_the_packages_own_clone(tmp_path, monkeypatch):
