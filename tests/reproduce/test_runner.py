@@ -135,14 +135,14 @@ def test_results_of_another_version_are_told_to_be_so(whole, tmp_path, monkeypat
     record = json.loads((path / "environment.json").read_text())
     record["sittings"][0]["environment"][fact] = value
     (path / "environment.json").write_text(json.dumps(record))
-    here = {**record["sittings"][0]["environment"], "commit": "d" * 40, "parl_core": "1.0"}
+    here = {**record["sittings"][0]["environment"], fact: "d" * 12}
     monkeypatch.setattr("parl_core.reproduce.runner.describe_environment", lambda: here)
     shown = run(Tiny(), path)
     told = {"commit": "commit cccccccccccc" if value else "an unknown commit", "parl_core": "parl-core 0.0"}[fact]
     warning = next(line for line in shown.splitlines() if line.startswith("warning: "))
     before, now = warning.split(", but this is parl-core ")
     assert told in before
-    assert now.startswith("1.0 at commit dddddddddddd")
+    assert "d" * 12 in now
 
 
 def test_a_complete_folder_is_locked_while_it_is_drawn(whole):
