@@ -5,6 +5,7 @@ A user's mistake is one sentence on stderr and a non-zero status.
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -39,6 +40,8 @@ USER_ERROR, INTERRUPTED = 1, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a sign that the terminal's encoding lacks is no reason to fail
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -149,7 +152,7 @@ def _plot(arguments: list[str]) -> int:
 
 
 def _reproduce(arguments: list[str]) -> int:
-    from .reproduce.registry import study_class, summaries
+    from .reproduce.registry import study_class, study_names, summaries
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(REPRODUCE_USAGE.format(studies=summaries()))
@@ -157,6 +160,10 @@ def _reproduce(arguments: list[str]) -> int:
     name, *options = arguments
     if name == "page":
         return _page(options)
+    if name.startswith("-"):
+        raise ConfigError(f"the study comes first: parl reproduce <study> [options], got {name}")
+    if name not in study_names():
+        raise unknown_name("study", name, (*study_names(), "page"))
     tyro = import_extra("tyro", "train", needed_for="parl reproduce")
     rich_console = import_extra("rich.console", "train", needed_for="parl reproduce")
 
@@ -166,9 +173,11 @@ def _reproduce(arguments: list[str]) -> int:
         study = study_class(name)
 
         from .reproduce.environment import available_cores
+        from .reproduce.folder import DEFAULT_OUTPUT
         from .reproduce.runner import reproduce
 
-        output, jobs = Path("runs", "reproduce", name), available_cores()
+        output, jobs = DEFAULT_OUTPUT / name, available_cores()
+        jobs_help = "Processes; all cores unless given; a container's CPU quota is not seen."
         fields: list[tuple[str, Any, Any]] = [
             ("settings", Annotated[study, tyro.conf.arg(name="")], field(default_factory=study)),
             (
@@ -176,7 +185,7 @@ def _reproduce(arguments: list[str]) -> int:
                 Annotated[Path, tyro.conf.arg(help="The result folder; one that is begun is gone on with.")],
                 output,
             ),
-            ("jobs", Annotated[int, tyro.conf.arg(help="Processes; all cores unless given.")], jobs),
+            ("jobs", Annotated[int, tyro.conf.arg(help=jobs_help)], jobs),
         ]
         options_class = make_dataclass("Reproduce", fields)
         given = tyro.cli(options_class, args=options, prog=f"parl reproduce {name}", description=study.__doc__)
@@ -200,14 +209,18 @@ def _page(arguments: list[str]) -> int:
         """Write the page that shows the results of `parl reproduce`, from its folders alone."""
 
         folders: tuple[Path, ...]
-        """Result folders; all under docs/results unless given."""
+        """Result folders; unless given all under docs/results, or under runs/reproduce if there are none."""
         output: Path = Path("docs", "results.md")
         """The page."""
 
     given = tyro.cli(Page, args=arguments, prog="parl reproduce page", config=(tyro.conf.PositionalRequiredArgs,))
-    from .reproduce.page import write_page
+    from .reproduce.page import default_folders, write_page
 
-    print(write_page(given.folders, given.output))
+    folders = given.folders
+    if not folders:
+        root, folders = default_folders()
+        print(f"Result folders: all under {root}")
+    print(write_page(folders, given.output))
     return 0
 
 

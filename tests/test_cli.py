@@ -346,8 +346,10 @@ sys.exit(cli.main(sys.argv[1:]))
         assert (run / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
 
 
-def test_reproduce_refuses_in_one_sentence(capsys, tmp_path):
+def test_reproduce_refuses_in_one_sentence(capsys, tmp_path, monkeypatch):
     assert "did you mean rand-mdp" in fails(capsys, "reproduce", "randmdp")
+    assert "did you mean page?" in fails(capsys, "reproduce", "pag")
+    assert "the study comes first" in fails(capsys, "reproduce", "--output", str(tmp_path), "lemma1")
     where = ["--output", str(tmp_path / "run")]
     assert "--jobs must be at least 1, got 0" in fails(capsys, "reproduce", "rand-mdp", "--jobs", "0", *where)
     assert "--seeds must be at least 1, got 0" in fails(capsys, "reproduce", "rand-mdp", "--seeds", "0", *where)
@@ -359,7 +361,9 @@ def test_reproduce_refuses_in_one_sentence(capsys, tmp_path):
     (tmp_path / "thesis").write_text("precious")
     assert "not empty" in fails(capsys, "reproduce", "rand-mdp", "--output", str(tmp_path))
     assert (tmp_path / "thesis").read_text() == "precious"
+    monkeypatch.chdir(tmp_path)
     page = ["reproduce", "page", "--output", str(tmp_path / "page.md")]
+    assert "neither docs/results nor runs/reproduce" in fails(capsys, *page)
     assert "no settings.json" in fails(capsys, *page, str(tmp_path))
     assert not (tmp_path / "page.md").exists()
     assert cli.main([*page, str(tmp_path / "run")]) == 0
@@ -370,11 +374,11 @@ def test_reproduce_refuses_in_one_sentence(capsys, tmp_path):
 
 
 def test_reproduce_needs_the_extra_before_it_makes_a_folder(capsys, tmp_path, monkeypatch):
-    for module in ("tyro", "rich.console", "matplotlib"):
+    for module, extra in (("tyro", "train"), ("rich.console", "train"), ("matplotlib", "train"), ("numba", "numba")):
         with monkeypatch.context() as context:
             context.setitem(sys.modules, module, None)
             message = fails(capsys, "reproduce", "rand-mdp", "--output", str(tmp_path / "run"))
-            assert "pip install 'parl-core[train]'" in message
+            assert f"pip install 'parl-core[{extra}]'" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -391,6 +395,14 @@ def test_usage(capsys):
         except SystemExit as stop:
             assert stop.code in (0, None)
     assert cli.main(["--version"]) == 0
+
+
+def test_usage_on_a_terminal_that_lacks_its_signs():
+    options = {"env": {**os.environ, "PYTHONIOENCODING": "ascii"}, "capture_output": True, "text": True}
+    code = "import sys; from parl_core import cli; sys.exit(cli.main(['reproduce', '--help']))"
+    done = subprocess.run([sys.executable, "-c", code], **options)
+    assert done.returncode == 0, done.stderr
+    assert "?gradient? by step" in done.stdout
 
 
 def test_the_tiny_options_are_the_tiny_config():

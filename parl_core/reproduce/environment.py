@@ -13,8 +13,12 @@ from typing import Any
 from .. import __version__
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_CPUINFO = Path("/proc/cpuinfo")
 _VERSIONED = ("parl_core", "kernels", "csrc", "bindings")
 """What of the repository decides the numbers."""
+
+FACTS = frozenset({"commit", "dirty", "date", "parl_core", "python", "numpy", "torch", "numba", "cpu"})
+"""What `describe_environment` tells."""
 
 
 def describe_environment() -> dict[str, Any]:
@@ -47,8 +51,12 @@ def _commit() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
+    return _output("git", "-C", str(_PACKAGE), *arguments)
+
+
+def _output(*command: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(_PACKAGE), *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
@@ -62,9 +70,13 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or None
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or None)
+    """The model where the system names it, else the architecture."""
+    if platform.system() == "Darwin":
+        model = _output("sysctl", "-n", "machdep.cpu.brand_string")
+    else:
+        try:
+            lines = _CPUINFO.read_text().splitlines()
+        except OSError:
+            lines = []
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+    return model or platform.machine() or None

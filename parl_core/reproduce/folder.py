@@ -3,7 +3,7 @@
 settings.json      the study and its settings, from the start
 progress.jsonl     a line for every finished task and one for every time the work was taken up, as it goes
 *.csv              the rows of all tasks, in the order of the study's tasks, at the end
-environment.json   commit, versions, processor, times: the last to be written, so a folder that has it is complete
+environment.json   commits, versions, processors, times: after all CSVs, so a folder that has it is complete
 figures.json       names of the figures, in the order in which the results page shows them
 """
 
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +21,35 @@ from .. import __version__
 from ..errors import ConfigError, RunFolderError
 from ..files import write_atomically
 from .csv_files import read_csv, write_csv
+from .environment import FACTS
 from .study import Rows, Study
 from .workers import Finished, Task
+
+DEFAULT_OUTPUT = Path("runs", "reproduce")
+"""Where a study's folder is made unless another is named."""
+
+
+class Sitting(NamedTuple):
+    """One time that a folder was worked on."""
+
+    environment: dict[str, Any]
+    """The `FACTS` of where and with what."""
+    jobs: int
+    tasks: int
+    """Tasks of the result that were done in it."""
+    wall_seconds: float
+    """From its begin to the end of its last task."""
+
+
+class Record(NamedTuple):
+    """How a complete folder came about."""
+
+    command: str
+    """What the user typed last."""
+    sittings: list[Sitting]
+    """Those that did at least one task, in their order."""
+    rows: dict[str, int]
+    """CSV name -> number of its rows."""
 
 
 class Results(NamedTuple):
@@ -30,7 +57,7 @@ class Results(NamedTuple):
 
     study: str
     settings: dict[str, Any]
-    environment: dict[str, Any]
+    record: Record
     rows: Rows
     figures: list[Path]
 
@@ -41,33 +68,26 @@ class StudyFolder:
     def __init__(self, path: Path, study: Study) -> None:
         self.path, self._study = path, study
         self._progress = path / "progress.jsonl"
-        self._sittings: list[dict[str, Any]] = []
+        self._command = ""
+        self._sittings: list[Sitting] = []
         self._finished: dict[str, dict[str, Any]] = {}
-        self._lock: Any = None
+        self._lock: int | None = None
 
     @classmethod
     def open(cls, path: Path, study: Study) -> StudyFolder:
-        """Make the folder, or go on with the one that is there.
+        """Make the folder, or go on with the one that is there; until `close` nobody else can.
 
         Raises:
             RunFolderError: it holds something else or another study, cannot be read or written, or is in use.
             ConfigError: it was begun with other settings, or by another version and is not complete.
         """
         folder = cls(path, study)
+        folder._lock = _make_and_lock(path)  # before anything in it is looked at: two commands may begin it at once
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            names = [name for name in os.listdir(path) if not name.endswith(".partial")]
-        except OSError as error:
-            raise RunFolderError(f"Cannot make the folder {path}: {error.strerror or error}") from error
-        if "settings.json" in names:
-            folder._refuse_changes(_read_json(path / "settings.json"))
-        elif names:
-            raise RunFolderError(f"{path} is not empty and no folder of parl reproduce: choose another --output")
-        else:
-            _write_json(path / "settings.json", _settings(study))
-        if not folder.complete:
-            folder._take_lock()
-            folder._read_progress()
+            folder._take_over()
+        except BaseException:
+            folder.close()
+            raise
         return folder
 
     @property
@@ -80,9 +100,10 @@ class StudyFolder:
         return _key(task) in self._finished
 
     def begin(self, environment: Mapping[str, Any]) -> None:
-        """Note under which circumstances the tasks that follow are done."""
-        self._append({"environment": dict(environment)})
-        self._sittings.append({"environment": dict(environment), "wall_seconds": 0.0})
+        """Note under which circumstances the tasks that follow are done: `command`, `jobs` and the environment's facts."""
+        line = {"environment": dict(environment)}
+        self._append(line)
+        self._take_up(line)
 
     def add(self, done: Finished, wall_seconds: float) -> None:
         """Keep a finished task; `wall_seconds` have passed since `begin`."""
@@ -107,14 +128,16 @@ class StudyFolder:
                 rows.setdefault(name, []).extend(lines)
         for name, lines in rows.items():
             write_csv(self.path / f"{name}.csv", lines)
-        last, earlier = self._sittings[-1]["environment"], [sitting["environment"] for sitting in self._sittings[:-1]]
+        counts = Counter(self._finished[_key(task)]["sitting"] for task in tasks)
+        sittings = [
+            sitting._replace(tasks=counts[number])._asdict()
+            for number, sitting in enumerate(self._sittings)
+            if counts[number]
+        ]
         facts = {
-            **last,
-            "earlier_commits": sorted({one["commit"] for one in earlier} - {last["commit"], None}),
-            "dirty": any(one["dirty"] for one in (*earlier, last)) if last["dirty"] is not None else None,
-            "wall_seconds": round(sum(sitting["wall_seconds"] for sitting in self._sittings), 1),
+            "command": self._command,
+            "sittings": sittings,
             "task_seconds": round(sum(self._finished[_key(task)]["seconds"] for task in tasks), 1),
-            "tasks": len(tasks),
             "rows": {name: len(lines) for name, lines in rows.items()},
         }
         _write_json(self.path / "environment.json", facts)
@@ -126,13 +149,25 @@ class StudyFolder:
     def close(self) -> None:
         """Let others use the folder."""
         if self._lock is not None:
-            self._lock.close()
+            os.close(self._lock)
+            self._lock = None
 
-    def _refuse_changes(self, before: Any) -> None:
+    def _take_over(self) -> None:
+        try:
+            names = [name for name in os.listdir(self.path) if not name.endswith(".partial")]
+        except OSError as error:
+            raise RunFolderError(f"Cannot read the folder {self.path}: {error.strerror or error}") from error
+        if "settings.json" in names:
+            self._refuse_changes(_read_settings(self.path))
+        elif names:
+            raise RunFolderError(f"{self.path} is not empty and no folder of parl reproduce: choose another --output")
+        else:
+            _write_json(self.path / "settings.json", _settings(self._study))
+        if not self.complete:
+            self._read_progress()
+
+    def _refuse_changes(self, before: dict[str, Any]) -> None:
         now = json.loads(json.dumps(_settings(self._study)))
-        where = f"{self.path / 'settings.json'}"
-        if not isinstance(before, dict) or not isinstance(before.get("settings"), dict):
-            raise RunFolderError(f"{where} cannot be read: it is none of parl reproduce")
         if before.get("study") != now["study"]:
             raise RunFolderError(f"{self.path} holds the study {before.get('study')}: choose another --output")
         old, new = before["settings"], now["settings"]
@@ -143,30 +178,18 @@ class StudyFolder:
         ]
         if changed:
             raise ConfigError(
-                f"{self.path} was begun with other settings: {', '.join(changed)}; choose another --output"
+                f"{self.path} was begun with other settings: {', '.join(changed)}; remove it, or choose another --output"
             )
         if before.get("parl_core") != __version__ and not self.complete:
             raise ConfigError(
-                f"{self.path} was begun by parl-core {before.get('parl_core')} and this is {__version__}: choose another "
-                "--output"
+                f"{self.path} was begun by parl-core {before.get('parl_core')} and this is {__version__}: remove it, or "
+                "choose another --output"
             )
-
-    def _take_lock(self) -> None:
-        """Two commands must not work in one folder; a lock ends with its process, however that ends."""
-        with suppress(ImportError):  # on Windows, where nobody is kept out
-            import fcntl
-
-            try:
-                self._lock = open(self._progress, "ab")  # noqa: SIM115 (closed by `close`)
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunFolderError(f"{self.path} is in use by another parl reproduce") from error
-            except OSError as error:
-                raise RunFolderError(f"Cannot write {self._progress}: {error.strerror or error}") from error
 
     def _read_progress(self) -> None:
         """Take up what was kept; a last line torn by a kill is cut off, so that the next begins on its own."""
         try:
+            self._progress.touch()
             data = self._progress.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]
             if whole != data:
@@ -178,15 +201,19 @@ class StudyFolder:
                 self._take_up(json.loads(line))
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 raise RunFolderError(
-                    f"{self._progress} is damaged in line {number}: delete that line to have its task done again"
+                    f"{self._progress} is damaged in line {number}: delete it and all lines after it, to have "
+                    "their tasks done again"
                 ) from error
 
     def _take_up(self, line: dict[str, Any]) -> None:
         if "environment" in line:
-            self._sittings.append({"environment": line["environment"], "wall_seconds": 0.0})
+            facts = dict(line["environment"])
+            self._command, jobs = facts.pop("command"), facts.pop("jobs")
+            self._sittings.append(Sitting(facts, jobs, tasks=0, wall_seconds=0.0))
         else:
-            self._finished[_key(line["task"])] = {"rows": line["rows"], "seconds": line["seconds"]}
-            self._sittings[-1]["wall_seconds"] = line["wall_seconds"]
+            self._sittings[-1] = self._sittings[-1]._replace(wall_seconds=line["wall_seconds"])
+            done = {"rows": line["rows"], "seconds": line["seconds"], "sitting": len(self._sittings) - 1}
+            self._finished[_key(line["task"])] = done
 
     def _append(self, line: Mapping[str, Any]) -> None:
         try:
@@ -206,15 +233,15 @@ def read_results(path: Path) -> Results:
         raise RunFolderError(f"{path} is no folder of parl reproduce: it has no settings.json")
     if not (path / "environment.json").exists():
         raise RunFolderError(f"{path} is not complete: run its parl reproduce to the end first")
-    settings = _read_json(path / "settings.json")
-    figures = [path / name for name in _read_json(path / "figures.json")]
+    settings = _read_settings(path)
+    figures = _read_figures(path)
     missing = [str(figure) for figure in figures if not figure.exists()]
     if missing:
         raise RunFolderError(f"{', '.join(missing)} is missing: the folder's parl reproduce draws it again")
     return Results(
-        study=settings["study"],
+        study=str(settings.get("study")),
         settings=settings["settings"],
-        environment=_read_json(path / "environment.json"),
+        record=read_record(path),
         rows=read_rows(path),
         figures=figures,
     )
@@ -229,6 +256,26 @@ def study_of(path: Path) -> str | None:
     return study if isinstance(study, str) else None
 
 
+def read_record(path: Path) -> Record:
+    """How a complete folder came about.
+
+    Raises:
+        RunFolderError: its environment.json cannot be read, or is not as this version writes it.
+    """
+    data = _read_json(path / "environment.json")
+    try:
+        sittings = [Sitting(**sitting) for sitting in data["sittings"]]
+        record = Record(data["command"], sittings, dict(data["rows"]))
+        whole = bool(sittings) and all(sitting.environment.keys() >= FACTS for sitting in sittings)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise RunFolderError(
+            f"{path / 'environment.json'} is not as this parl reproduce writes it: remove {path} and compute it again"
+        )
+    return record
+
+
 def read_rows(path: Path) -> Rows:
     """The CSVs of a complete folder.
 
@@ -236,13 +283,53 @@ def read_rows(path: Path) -> Rows:
         RunFolderError: one cannot be read, or has lost or gained rows.
     """
     rows: Rows = {}
-    for name, number in _read_json(path / "environment.json")["rows"].items():
+    for name, number in read_record(path).rows.items():
         rows[name] = read_csv(path / f"{name}.csv")
         if len(rows[name]) != number:
             raise RunFolderError(
                 f"{path / name}.csv must have the {number} rows it was written with, got {len(rows[name])}"
             )
     return rows
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    settings = _read_json(path / "settings.json")
+    if not isinstance(settings, dict) or not isinstance(settings.get("settings"), dict):
+        raise RunFolderError(f"{path / 'settings.json'} cannot be read: it is none of parl reproduce")
+    return settings
+
+
+def _read_figures(path: Path) -> list[Path]:
+    again = "the folder's parl reproduce draws it again"
+    if not (path / "figures.json").exists():
+        raise RunFolderError(f"{path / 'figures.json'} is missing: {again}")
+    names = _read_json(path / "figures.json")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RunFolderError(f"{path / 'figures.json'} must be a list of file names: {again}")
+    return [path / name for name in names]
+
+
+def _make_and_lock(path: Path) -> int:
+    """Two commands must not work in one folder; a lock ends with its process, however that ends."""
+    try:
+        import fcntl
+    except ImportError as error:
+        raise RunFolderError("parl reproduce needs a POSIX system: elsewhere it cannot lock its folder") from error
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise RunFolderError(f"Cannot make the folder {path}: {error.strerror or error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        if isinstance(error, BlockingIOError):
+            raise RunFolderError(f"{path} is in use by another parl reproduce") from error
+        raise RunFolderError(
+            f"{path} cannot be locked ({error.strerror or error}): choose an --output on another file system"
+        ) from error
+    return lock
 
 
 def _settings(study: Study) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from urllib.parse import quote
 
 from ..errors import RunFolderError
 from ..files import write_atomically
-from .folder import Results, read_results, study_of
+from . import provenance
+from .folder import DEFAULT_OUTPUT, Results, read_results, study_of
 from .registry import study_from_settings, study_names
 from .tables import to_markdown
 
-DEFAULT_RESULTS = Path("docs", "results")
-"""Where result folders are looked for."""
+DEFAULT_ROOTS = (Path("docs", "results"), DEFAULT_OUTPUT)
+"""Where result folders are looked for: those that are kept, else those that were made here."""
 
 _PREAMBLE = """# Published results, reproduced
 
@@ -29,28 +30,37 @@ def write_page(folders: Sequence[Path], output: Path) -> Path:
     """Write the page.
 
     Args:
-        folders: result folders in the order of their sections; all under docs/results if empty.
+        folders: result folders in the order of their sections.
         output: the page, in Markdown; its links are relative to it.
 
     Raises:
-        RunFolderError: no folder, or one that is incomplete or cannot be read; or the page cannot be written.
+        RunFolderError: a folder is incomplete or cannot be read, or the page cannot be written.
         UnknownNameError: a folder of an unknown study.
     """
-    write_atomically(output, page(folders or find_folders(DEFAULT_RESULTS), output.parent).encode())
+    write_atomically(output, page(folders, output.parent).encode())
     return output
 
 
-def find_folders(root: Path) -> list[Path]:
-    """The folders in `root` that belong to known studies, study by study, then by name.
+def default_folders() -> tuple[Path, tuple[Path, ...]]:
+    """The first of `DEFAULT_ROOTS` that holds results, and these.
 
     Raises:
-        RunFolderError: there is none.
+        RunFolderError: none does.
     """
+    for root in DEFAULT_ROOTS:
+        if folders := find_folders(root):
+            return root, tuple(folders)
+    raise RunFolderError(
+        f"neither {' nor '.join(map(str, DEFAULT_ROOTS))} holds a result folder: name folders, or make one with parl "
+        "reproduce <study>"
+    )
+
+
+def find_folders(root: Path) -> list[Path]:
+    """The folders in `root` that belong to known studies, study by study, then by name."""
     names = study_names()
     folders = sorted((path.parent for path in root.glob("*/settings.json")), key=lambda path: path.name)
     known = [(study_of(path), path) for path in folders if study_of(path) in names]
-    if not known:
-        raise RunFolderError(f"{root} holds no result folder: name folders, or make one with parl reproduce --output")
     return [path for _, path in sorted(known, key=lambda pair: names.index(pair[0]))]
 
 
@@ -77,39 +87,21 @@ def _section(folder: Path, base: Path) -> str:
 
 
 def _provenance(results: Results) -> str:
-    facts = results.environment
+    command, sittings, _ = results.record
     settings = ", ".join(f"{name} {_plain(value)}" for name, value in results.settings.items())
-    versions = ", ".join(
-        f"{name} {facts[key]}"
-        for name, key in (("Python", "python"), ("NumPy", "numpy"), ("torch", "torch"), ("numba", "numba"))
-        if facts[key] is not None
-    )
+    tasks = sum(sitting.tasks for sitting in sittings)
+    seconds = sum(sitting.wall_seconds for sitting in sittings)
     return (
-        f"    {facts['command']}\n\n"
-        f"{facts['date']}, parl-core {facts['parl_core']} at {_commit(facts)}; {versions}; "
-        f"{facts['cpu'] or 'processor unknown'}, {_count(facts['jobs'], 'process', 'processes')}: "
-        f"{_count(facts['tasks'], 'task', 'tasks')} in {_duration(facts['wall_seconds'])}. Settings: {settings or 'none'}."
+        f"    {command}\n\n"
+        f"{provenance.dates(sittings)}, {provenance.code(sittings)}; {provenance.versions(sittings)}; "
+        f"{provenance.processors(sittings)}: {tasks} {'task' if tasks == 1 else 'tasks'} in {_duration(seconds)}. "
+        f"Settings: {settings or 'none'}."
     )
-
-
-def _commit(facts: dict[str, Any]) -> str:
-    if facts["commit"] is None:
-        return "an unknown commit"
-    earlier = (
-        f", begun at {', '.join(commit[:12] for commit in facts['earlier_commits'])}"
-        if facts["earlier_commits"]
-        else ""
-    )
-    return f"commit {facts['commit'][:12]}{' with uncommitted changes' if facts['dirty'] else ''}{earlier}"
 
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def _plain(value: Any) -> str:

@@ -8,10 +8,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import Interrupted, import_extra
+from ..errors import ConfigError, Interrupted, import_extra
 from ..files import write_atomically
 from .environment import describe_environment
-from .folder import StudyFolder, read_rows
+from .folder import Sitting, StudyFolder, read_record, read_rows
+from .provenance import code, commits, dates
 from .study import Study
 from .tables import to_text
 from .workers import Task, TaskError, run_tasks
@@ -29,16 +30,24 @@ def reproduce(study: Study, path: Path, *, jobs: int, command: str, console: Any
         console: a rich Console.
 
     Raises:
-        ConfigError: settings that the study's `tasks` refuses, or other than those the folder was begun with.
+        ConfigError: settings that the study's `tasks` refuses, that make no task, or other than those the folder was
+            begun with.
         RunFolderError: the folder cannot be used.
         TaskError: a task failed; what is done is kept.
         Interrupted: Ctrl-C; what is done is kept.
     """
-    import_extra("matplotlib", "train", needed_for="parl reproduce")  # asked for before minutes of work
+    command_name = f"parl reproduce {study.name}"  # what it needs is asked for before minutes of work
+    import_extra("matplotlib", "train", needed_for=command_name)
+    if study.needs_numba:
+        import_extra("numba", "numba", needed_for=command_name)
     tasks = list(study.tasks())
+    if not tasks:
+        raise ConfigError(f"{study.name} has no tasks with these settings")
     folder = StudyFolder.open(path, study)
     try:
-        if not folder.complete:
+        if folder.complete:
+            _say(console, _nothing_to_do(path))
+        else:
             _compute(study, tasks, folder, jobs, command, console)
         rows = read_rows(path)
         for table in study.tables(rows):
@@ -48,6 +57,18 @@ def reproduce(study: Study, path: Path, *, jobs: int, command: str, console: Any
         _say(console, f"\nResult folder: {path}   figures: {', '.join(figure.name for figure in figures)}")
     finally:
         folder.close()
+
+
+def _nothing_to_do(path: Path) -> str:
+    sittings, now = read_record(path).sittings, describe_environment()
+    lines = [
+        f"{path} is complete: computed {dates(sittings)} at {commits(sittings)}; remove it, or choose another --output, to "
+        "compute again"
+    ]
+    if any(sitting.environment[fact] != now[fact] for sitting in sittings for fact in ("parl_core", "commit")):
+        here = code([Sitting(now, jobs=1, tasks=0, wall_seconds=0.0)])
+        lines.append(f"warning: it was computed by {code(sittings)}, but this is {here}")
+    return "\n".join(lines)
 
 
 def _compute(study: Study, tasks: Sequence[Task], folder: StudyFolder, jobs: int, command: str, console: Any) -> None:

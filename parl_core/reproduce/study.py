@@ -38,10 +38,12 @@ class Study(ABC):
     """Heading on the results page."""
     source: ClassVar[str]
     """Where the published numbers come from."""
+    needs_numba: ClassVar[bool] = True
+    """Whether its tasks call kernels that numba compiles."""
 
     @abstractmethod
     def tasks(self) -> Sequence[Mapping[str, Any]]:
-        """Independent pieces of work, each a dict of JSON scalars that names it; seconds of work each."""
+        """Independent pieces of work, each a dict of JSON scalars that names it; seconds to a minute of work each."""
 
     @abstractmethod
     def run(self, task: Mapping[str, Any]) -> Rows:

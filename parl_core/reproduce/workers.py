@@ -1,8 +1,8 @@
 """Tasks on several cores, a single-threaded process each.
 
 concurrent.futures would do, but for three things: it does not say which task a process died of, it cannot be told to
-stop at once, and its processes outlive a parent that is killed. Here every process has a pipe of its own: the end of
-the pipe tells the parent of the process's death and the process of its parent's.
+stop at once, and it does not promise that its processes end with a parent that is killed. Here every process has a pipe
+of its own: the end of the pipe tells the parent of the process's death and the process of its parent's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ..errors import ParlError
 from .csv_files import plain_rows
@@ -27,7 +27,7 @@ from .study import Rows, Study
 
 Task = Mapping[str, Any]
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 class Finished(NamedTuple):
@@ -66,8 +66,7 @@ def run_tasks(study: Study, tasks: Sequence[Task], jobs: int) -> Generator[Finis
         for channel in processes:
             _hand_out(waiting, busy, channel)
         while busy:
-            wait(busy)
-            for channel in [channel for channel in busy if channel.poll()]:
+            for channel in cast("list[Connection]", wait(busy)):
                 task = busy.pop(channel)
                 try:
                     reply = channel.recv()
@@ -101,6 +100,8 @@ def _do(study: Study, task: Task) -> Finished | TaskError:
     start = time.perf_counter()
     try:
         rows = plain_rows(study.run(task))
+    except ParlError as error:
+        return TaskError(f"{named(task)} failed: {error}", traceback.format_exc())
     except Exception as error:
         message = f"{named(task)} failed with {type(error).__name__}: {error}"
         return TaskError(message, traceback.format_exc())

@@ -66,14 +66,14 @@ class Display:
                 self._shown["solver"] = f"{event.implicit.solver_iterations:.0f} it"
             self._progress.update(self._task, **self._shown)
         elif isinstance(event, Evaluated):
-            self._shown["return"] = f"{event.row['true_return']:.4g}"
+            self._shown["return"] = _number(event.row["true_return"])
             self._progress.update(self._task, completed=event.row["step"], **self._shown)
             self._console.print(describe(event.row), highlight=False, markup=False, soft_wrap=True)
 
 
 def describe(row: Row) -> str:
     """One evaluation as a line."""
-    parts = [f"step {row['step']:>7}", f"return {row['true_return']:7.4g}"]
+    parts = [f"step {row['step']:>7}", f"return {_number(row['true_return']):>7}"]
     if row["success_rate"] is not None:
         parts.append(f"success {_share(row['success_rate'])}")
     if row["labels"]:
@@ -106,12 +106,19 @@ def summary_table(random: Evaluation, rows: list[Row]) -> Table:
         cells = [
             name,
             "" if row["step"] is None else str(row["step"]),
-            f"{value:.4g}",
-            f"{row['true_return_std']:.3g}",
+            _number(value),
+            _number(row["true_return_std"]),
             f"{value / random.true_return:.1f}" if random.true_return > 0 else "–",
         ]
         table.add_row(*cells, *([_share(row["success_rate"])] if with_success else []))
     return table
+
+
+def _number(value: float | None) -> str:
+    """Four digits, and never a power of ten where all digits before the point tell more."""
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if abs(value) >= 100.0 else f"{value:.4g}"
 
 
 def _share(value: float | None) -> str:

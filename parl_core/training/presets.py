@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..envs.tabular.problems.rand_mdp import DISCOUNT as RAND_MDP_DISCOUNT
 from ..errors import unknown_name
 from ..rl.sac import SACConfig
 from .config import RewardConfig, TrainConfig
@@ -16,7 +17,7 @@ def preset(env: str, algorithm: str, name: str) -> TrainConfig:
 
     `paper` holds the published settings of PEBBLE on that task (Lee et al. 2021; Park et al. 2022, "SURF"). `cpu` has
     smaller networks and batches and fewer steps. On the tabular tasks PEBBLE is not published: there `paper` has its
-    networks and batches on DM Control, with the schedule of `cpu`.
+    networks and batches on DM Control, with the one schedule of the tabular tasks.
     """
     family = env.partition("/")[0]
     if name == "paper":
@@ -113,7 +114,7 @@ def _tabular(config: TrainConfig, env: str) -> TrainConfig:
     # 10 000 steps SAC learned to stay away.
     sac = replace(config.sac, initial_temperature=0.01, temperature_learning_rate=1e-3)
     if env == "tabular/rand-mdp":
-        sac = replace(sac, discount=0.5)  # the problem's own
+        sac = replace(sac, discount=RAND_MDP_DISCOUNT)
     return replace(
         config,
         steps=30_000,

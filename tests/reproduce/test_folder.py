@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,11 +17,17 @@ from hypothesis import strategies as st
 from parl_core.errors import ConfigError, RunFolderError
 from parl_core.reproduce import environment
 from parl_core.reproduce.csv_files import plain_rows, read_csv, write_csv
-from parl_core.reproduce.folder import StudyFolder, read_results
+from parl_core.reproduce.folder import StudyFolder, read_record, read_results
 from parl_core.reproduce.workers import Finished
 from tests.reproduce.tiny import Tiny
 
-HERE = {"commit": "c0", "dirty": False, "command": "parl reproduce tiny", "jobs": 1}
+HERE = {
+    **environment.describe_environment(),
+    "commit": "c0",
+    "dirty": False,
+    "command": "parl reproduce tiny",
+    "jobs": 1,
+}
 CELLS = st.one_of(
     st.integers(),
     st.floats(),
@@ -91,21 +100,69 @@ def fill(path, study, seeds, here=HERE):
     return folder
 
 
-def test_times_add_up_over_interruptions_and_commits_are_all_named(tmp_path):
-    fill(tmp_path, Tiny(), {0, 1}).close()
-    fill(tmp_path, Tiny(), {4}, {**HERE, "commit": "c1", "dirty": True}).close()
-    fill(tmp_path, Tiny(), set(), {**HERE, "commit": None, "dirty": None}).close()
-    folder = fill(tmp_path, Tiny(), {2, 3, 5}, {**HERE, "commit": "c2"})
+def test_every_sitting_that_did_a_task_is_recorded_and_no_other(tmp_path):
+    fill(tmp_path, Tiny(), {0, 1}, {**HERE, "cpu": "one", "jobs": 2}).close()
+    fill(tmp_path, Tiny(), {4}, {**HERE, "cpu": "two", "commit": None, "dirty": None}).close()
+    fill(tmp_path, Tiny(), set(), {**HERE, "cpu": "idle"}).close()
+    fill(tmp_path, Tiny(), {2, 3, 5}, {**HERE, "cpu": "one"}).close()
+    folder = fill(tmp_path, Tiny(), set(), {**HERE, "cpu": "idle", "command": "parl reproduce tiny --jobs 3"})
     folder.finish(Tiny().tasks())
     folder.close()
-    facts = json.loads((tmp_path / "environment.json").read_text())
-    assert facts["wall_seconds"] == 20.0 + 10.0 + 0.0 + 30.0
-    assert facts["task_seconds"] == 12.0
-    assert facts["commit"] == "c2"
-    assert facts["earlier_commits"] == ["c0", "c1"]
-    assert facts["dirty"] is True
-    assert facts["rows"] == {"kind": 6}
+    command, sittings, rows = read_record(tmp_path)
+    assert command == "parl reproduce tiny --jobs 3"
+    assert [(one.environment["cpu"], one.jobs, one.tasks, one.wall_seconds) for one in sittings] == [
+        ("one", 2, 2, 20.0),
+        ("two", 1, 1, 10.0),
+        ("one", 1, 3, 30.0),
+    ]
+    assert sittings[1].environment["commit"] is sittings[1].environment["dirty"] is None
+    assert set(sittings[0].environment) == environment.FACTS
+    assert rows == {"kind": 6}
+    assert json.loads((tmp_path / "environment.json").read_text())["task_seconds"] == 12.0
     assert [row["seed"] for row in read_csv(tmp_path / "kind.csv")] == list(range(6))
+
+
+def test_of_two_commands_that_begin_a_folder_at_once_one_is_refused(tmp_path, monkeypatch):
+    listdir, refused = os.listdir, []
+
+    def meanwhile(path):
+        monkeypatch.setattr(os, "listdir", listdir)
+        names = listdir(path)
+        with pytest.raises(RunFolderError, match="in use by another") as told:
+            StudyFolder.open(tmp_path, Tiny(size=7))
+        refused.append(told)
+        return names
+
+    monkeypatch.setattr(os, "listdir", meanwhile)
+    folder = StudyFolder.open(tmp_path, Tiny())
+    assert len(refused) == 1
+    assert json.loads((tmp_path / "settings.json").read_text())["settings"]["size"] == 6
+    folder.close()
+    StudyFolder.open(tmp_path, Tiny()).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["progress.jsonl", "settings.json"]
+
+
+def test_a_folder_that_was_refused_is_not_kept_locked(tmp_path):
+    fill(tmp_path, Tiny(), {0}).close()
+    with pytest.raises(ConfigError) as told:  # which holds on to all that the call had
+        StudyFolder.open(tmp_path, Tiny(size=7))
+    StudyFolder.open(tmp_path, Tiny()).close()
+    assert "remove it, or choose another --output" in str(told.value)
+
+
+def test_where_folders_cannot_be_locked_none_is_used(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as context:
+        context.setattr("fcntl.flock", flock)
+        with pytest.raises(RunFolderError, match=r"cannot be locked \(No locks available\)"):
+            StudyFolder.open(tmp_path, Tiny())
+        assert not list(tmp_path.iterdir())
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(RunFolderError, match="needs a POSIX system"):
+        StudyFolder.open(tmp_path / "new", Tiny())
+    assert not (tmp_path / "new").exists()
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
@@ -114,7 +171,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
     with pytest.raises(ConfigError) as told:
         StudyFolder.open(tmp_path, Tiny(size=7, factors=(1.0,)))
     assert "size = 7 (it was 6), factors = [1.0] (it was [1.0, 0.5]);" in str(told.value)
-    assert "pause" not in str(told.value)
+    assert "hold" not in str(told.value)
     assert (tmp_path / "progress.jsonl").read_bytes() == before
 
 
@@ -155,7 +212,11 @@ def test_a_damaged_line_is_told_by_its_number(tmp_path):
     lines = (tmp_path / "progress.jsonl").read_text().splitlines()
     lines[1] = lines[1][:-5]
     (tmp_path / "progress.jsonl").write_text("\n".join(lines) + "\n")
-    with pytest.raises(RunFolderError, match="damaged in line 2"):
+    with pytest.raises(RunFolderError, match="damaged in line 2: delete it and all lines after it"):
+        StudyFolder.open(tmp_path, Tiny())
+    lines[0] = '{"environment": {"commit": null}}'
+    (tmp_path / "progress.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(RunFolderError, match="damaged in line 1:"):
         StudyFolder.open(tmp_path, Tiny())
 
 
@@ -166,6 +227,8 @@ def test_results_are_read_back_only_when_whole(tmp_path):
     with pytest.raises(RunFolderError, match="not complete"):
         read_results(tmp_path)
     folder.finish(Tiny().tasks())
+    with pytest.raises(RunFolderError, match=r"figures\.json is missing: the folder's parl reproduce draws it again"):
+        read_results(tmp_path)
     folder.name_figures([tmp_path / "a.png"])
     folder.close()
     with pytest.raises(RunFolderError, match=r"a\.png is missing"):
@@ -178,6 +241,39 @@ def test_results_are_read_back_only_when_whole(tmp_path):
     (tmp_path / "kind.csv").write_text(whole.rsplit("\n", 2)[0] + "\n")
     with pytest.raises(RunFolderError, match="must have the 6 rows it was written with, got 5"):
         read_results(tmp_path)
+
+
+@pytest.mark.parametrize("change", [dict(sittings=[]), dict(sittings=[1]), dict(sittings=[{"jobs": 1}]), dict(rows=3)])
+def test_a_record_of_another_shape_is_told_in_one_sentence(tmp_path, change):
+    folder = fill(tmp_path, Tiny(), set(range(6)))
+    folder.finish(Tiny().tasks())
+    folder.name_figures([])
+    folder.close()
+    written = json.loads((tmp_path / "environment.json").read_text())
+    less = [{**written["sittings"][0], "environment": {"commit": None}}]
+    for data in ({}, [], 3, {**written, **change}, {**written, "sittings": less}):
+        (tmp_path / "environment.json").write_text(json.dumps(data))
+        with pytest.raises(RunFolderError, match=r"environment\.json is not as this parl reproduce writes it: remove"):
+            read_results(tmp_path)
+
+
+def test_the_processor_is_named_wherever_it_can_be(tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(environment, "_CPUINFO", cpuinfo)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert environment.describe_environment()["cpu"] == "aarch64"
+    cpuinfo.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
+    assert environment.describe_environment()["cpu"] == "aarch64"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: Fast CPU @ 2 GHz\nmodel name\t: Other\n")
+    assert environment.describe_environment()["cpu"] == "Fast CPU @ 2 GHz"
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    sysctl = tmp_path / "bin" / "sysctl"
+    sysctl.parent.mkdir()
+    sysctl.write_text('#!/bin/sh\ntest "$*" = "-n machdep.cpu.brand_string" && echo "Apple M9"\n')
+    sysctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sysctl.parent}:{os.environ['PATH']}")
+    assert environment.describe_environment()["cpu"] == "Apple M9"
 
 
 def test_the_commit_is_that_of_the_packages_own_clone(tmp_path, monkeypatch):

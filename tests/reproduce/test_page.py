@@ -13,7 +13,7 @@ import pytest
 
 from parl_core.errors import RunFolderError, UnknownNameError
 from parl_core.reproduce import registry
-from parl_core.reproduce.page import find_folders, page, write_page
+from parl_core.reproduce.page import default_folders, find_folders, page, write_page
 from tests.reproduce import tiny
 from tests.reproduce.test_runner import run
 from tests.reproduce.tiny import Tiny
@@ -37,7 +37,7 @@ def test_the_page_holds_everything_and_its_links_lead_to_files(folder):
     text = output.read_text()
     for part in (
         "## Tiny | study\n\nPublished: nowhere\n\n    parl reproduce tiny\n",
-        "Settings: size 6, factors 1.0 0.5, pause 0.0, trouble .",
+        "Settings: size 6, factors 1.0 0.5, hold , trouble .",
         "torch 2.",
         "1 process: 6 tasks in ",
         "**Squares**\n\n| seed | square |\n| ---: | -----: |\n|    0 |  0.000 |",
@@ -56,6 +56,28 @@ def test_the_same_folders_give_the_same_bytes_wherever_they_are(folder, tmp_path
     assert page([moved], tmp_path / "elsewhere" / "docs") == first
 
 
+def test_all_sittings_are_named_in_their_order(folder):
+    path = folder / "environment.json"
+    data = json.loads(path.read_text())
+    first = {
+        **{"commit": None, "dirty": None, "date": "2030-01-02", "parl_core": "1.0", "python": "3.12.1", "numpy": "2.1"},
+        **{"torch": "2.13", "numba": None, "cpu": None},
+    }
+    second = {**first, "commit": "b" * 40, "dirty": True, "date": "2030-01-01", "numba": "0.61", "cpu": "Fast"}
+    third = {**second, "commit": "a" * 40, "dirty": False, "torch": "2.14"}
+    data["sittings"] = [
+        {"environment": first, "jobs": 2, "tasks": 1, "wall_seconds": 50.0},
+        {"environment": second, "jobs": 1, "tasks": 2, "wall_seconds": 9.0},
+        {"environment": third, "jobs": 2, "tasks": 3, "wall_seconds": 8.4},
+    ]
+    path.write_text(json.dumps(data))
+    assert (
+        f"2030-01-02 and 2030-01-01, parl-core 1.0 at an unknown commit and commit {'b' * 12} and commit {'a' * 12} with "
+        "uncommitted changes; Python 3.12.1, NumPy 2.1, torch 2.13 and 2.14, numba none and 0.61; processor unknown and "
+        "Fast, 2 and 1 processes: 6 tasks in 1 min 7 s. Settings: size 6,"
+    ) in page([folder], folder.parents[1])
+
+
 def test_settings_make_the_study_they_were_written_from(folder):
     study = Tiny(size=3, factors=(2.0,), trouble="x")
     settings = json.loads(json.dumps(asdict(study)))
@@ -70,8 +92,19 @@ def test_folders_are_found_in_the_order_of_the_studies(folder, monkeypatch):
         (root / name / "settings.json").write_text("[" if study is None else f'{{"study": "{study}"}}')
     (root / "walker-walk").mkdir()
     assert [path.name for path in find_folders(root)] == ["z", "a run", "b", "0"]
-    with pytest.raises(RunFolderError, match="holds no result folder"):
-        find_folders(root / "walker-walk")
+    assert find_folders(root / "walker-walk") == []
+
+
+def test_without_folders_those_that_are_kept_are_shown_else_those_that_were_made_here(folder, tmp_path, monkeypatch):
+    made = tmp_path / "runs" / "reproduce" / "tiny"
+    shutil.copytree(folder, made)
+    monkeypatch.chdir(tmp_path)
+    assert default_folders() == (Path("docs/results"), (Path("docs/results/a run"),))
+    (folder / "settings.json").unlink()  # now it is a folder of something else
+    assert default_folders() == (Path("runs/reproduce"), (Path("runs/reproduce/tiny"),))
+    shutil.rmtree(made)
+    with pytest.raises(RunFolderError, match="neither docs/results nor runs/reproduce holds a result folder"):
+        default_folders()
 
 
 def test_folders_that_make_no_page_are_refused(folder, tmp_path):
@@ -88,8 +121,7 @@ def test_folders_that_make_no_page_are_refused(folder, tmp_path):
 
 
 def test_the_committed_page_is_that_of_the_committed_folders():
-    try:
-        folders = find_folders(DOCS / "results")
-    except RunFolderError:
+    folders = find_folders(DOCS / "results")
+    if not folders:
         pytest.skip("no results are committed yet")
     assert (DOCS / "results.md").read_text() == page(folders, DOCS), "make it again: parl reproduce page"

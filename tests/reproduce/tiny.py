@@ -1,4 +1,4 @@
-"""A study whose tasks take no time, but can be slowed down, made to fail and made to die."""
+"""A study whose tasks take no time, but can be held up, made to fail and made to die."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parl_core.errors import ConfigError
+from parl_core.errors import ConfigError, NonFiniteError
 from parl_core.reproduce.study import Study, Table
 
 
@@ -23,15 +23,16 @@ class Tiny(Study):
     name = "tiny"
     title = "Tiny | study"
     source = "nowhere"
+    needs_numba = False
 
     size: int = 6
     """Tasks."""
     factors: tuple[float, ...] = (1.0, 0.5)
     """Each a row."""
-    pause: float = 0.0
-    """Seconds that a task takes, twice as long for the first."""
+    hold: str = ""
+    """A file: while it names tasks, as in "3 4", these wait."""
     trouble: str = ""
-    """A file: while it holds "raise 3" or "die 3", task 3 does so; at "ctrl-c 3" its process alone is struck by that."""
+    """A file: while it holds "raise 3", "refuse 3" or "die 3", task 3 does so; at "ctrl-c 3" its process alone is struck."""
 
     def tasks(self):
         if self.size < 1:
@@ -40,10 +41,15 @@ class Tiny(Study):
 
     def run(self, task):
         seed = task["seed"]
-        time.sleep(self.pause * (2 if seed == 0 else 1))
-        trouble = Path(self.trouble).read_text() if self.trouble and Path(self.trouble).exists() else ""
+        deadline = time.monotonic() + 60
+        while str(seed) in _read(self.hold).split():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        trouble = _read(self.trouble)
         if trouble == f"raise {seed}":
             raise ZeroDivisionError("no such square")
+        if trouble == f"refuse {seed}":
+            raise NonFiniteError("the square must be finite")
         if trouble == f"die {seed}":
             os.kill(os.getpid(), signal.SIGKILL)
         if trouble == f"ctrl-c {seed}":
@@ -62,6 +68,13 @@ class Tiny(Study):
         for path in names:
             path.write_bytes(b"\x89PNG")
         return names
+
+
+def _read(path):
+    try:
+        return Path(path).read_text() if path else ""
+    except FileNotFoundError:
+        return ""
 
 
 def main() -> int:

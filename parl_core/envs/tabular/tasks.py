@@ -17,12 +17,12 @@ RAND_MDP_PROBLEM = 0
 
 def task_names() -> tuple[str, ...]:
     """All tabular tasks, sorted."""
-    return "four-rooms", "rand-mdp"
+    return tuple(sorted(_TASKS))
 
 
 def make(task: str, seed: int) -> TabularEnvironment:
     """Make the task that `task_names` calls so."""
-    return {"four-rooms": four_rooms, "rand-mdp": rand_mdp}[task](seed)
+    return _TASKS[task](seed)
 
 
 def four_rooms(seed: int) -> TabularEnvironment:
@@ -49,3 +49,6 @@ def rand_mdp(seed: int) -> TabularEnvironment:
     rewards = problem.lower(problem.start).value
     task = TabularTask(problem.mdp, rewards, np.eye(problem.mdp.num_states, dtype=np.float32))
     return TabularEnvironment("tabular/rand-mdp", [task], horizon=RAND_MDP_HORIZON, ends_in_success=False, seed=seed)
+
+
+_TASKS = {"four-rooms": four_rooms, "rand-mdp": rand_mdp}
