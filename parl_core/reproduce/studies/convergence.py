@@ -36,6 +36,7 @@ class ConvergenceStudy(Study):
         "Theorem 1 of Chakraborty et al., PARL, ICLR 2024: (1/T) Σ ‖∇L(ν_t)‖² = O(1/T) + O(η^K), K lower steps for each of "
         "T upper ones"
     )
+    needs_numba = False
 
     seeds: int = 5
     """Random problems: 3 states, 2 actions, 3 steps."""

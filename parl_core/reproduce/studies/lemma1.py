@@ -50,6 +50,7 @@ class Lemma1Study(Study):
     source: ClassVar[str] = (
         "Lemma 1 of Chakraborty et al., PARL, ICLR 2024: D_f(ρ(·;θ*), ρ(·;θ^K)) ≤ (H L/2) ‖θ^K − θ*‖"
     )
+    needs_numba = False
 
     draws: int = 200
     """Random MDPs, each with its own reward, policy and direction."""
