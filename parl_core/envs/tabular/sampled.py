@@ -116,7 +116,7 @@ def fisher(problem: BilevelMDP, params: npt.ArrayLike, episodes: Episodes) -> Ex
         upper,
         problem.mdp.discount,
         problem.temperature,
-        halfway(episodes.last),
+        kernels_sampled.halfway(episodes.last),
         by_reward,
     )
     return _hypergradient(problem, params, episodes, by_reward)
@@ -167,11 +167,6 @@ def only_first_state(mdp: TabularMDP) -> int:
     if np.count_nonzero(mdp.initial) != 1:
         raise ValueError(f"mdp must begin all episodes in one state, got {np.count_nonzero(mdp.initial)}")
     return int(np.argmax(mdp.initial))
-
-
-def halfway(last: IntArray) -> int:
-    """The step at which the episode in the middle begins."""
-    return int(np.flatnonzero(last)[np.count_nonzero(last) // 2 - 1]) + 1
 
 
 def _by_visits(kernel: str, problem: BilevelMDP, params: npt.ArrayLike, episodes: Episodes) -> ExactHypergradient:

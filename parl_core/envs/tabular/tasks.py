@@ -6,10 +6,9 @@ import numpy as np
 
 from .environment import TabularEnvironment, TabularTask
 from .problems.four_rooms import CELLS, GOALS, MOVES, four_rooms_mdp, state_of
+from .problems.four_rooms import HORIZON as FOUR_ROOMS_HORIZON
 from .problems.rand_mdp import rand_mdp as draw_rand_mdp
 
-FOUR_ROOMS_HORIZON = 200
-"""Steps; the shortest ways to the goals take 12 and 18."""
 RAND_MDP_HORIZON = 100
 RAND_MDP_PROBLEM = 0
 """Seed of the one problem that `tabular/rand-mdp` is; an environment's own seed draws its episodes only."""

@@ -245,8 +245,9 @@ def _table_of_optima(searches: Sequence[Row]) -> Table:
         rows=tuple(lines),
         note=(
             "at: probabilities or tax rates; in the random game conditional probabilities, two for each state. "
-            "resolution: spacing of the last grid, as a share of a coordinate's range. A search of the whole box misses "
-            "only peaks narrower than its first grid's spacing; one from random starts proves no global optimum. "
+            "resolution: spacing of the last grid, as a share of a coordinate's range. A search of the whole box may miss "
+            "peaks narrower than its first grid's spacing, or a maximum that many other peaks exceed on that grid; one from "
+            "random starts proves no global optimum. "
             "without: no taxes, or the equilibrium of simultaneous play, by fictitious play, where the leader's best "
             f"deviation gains her at most {max(row['without_gap'] for row in searches):.1g}."
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 
 from ...envs.tabular import FourRooms, sampled, soft_policy_iteration
 from ...envs.tabular.mdp import Array
-from ...envs.tabular.problems.four_rooms import GOALS
-from ...envs.tabular.problems.four_rooms_ascent import HORIZON, four_rooms_ascent, initial_weights
+from ...envs.tabular.problems.four_rooms import GOALS, HORIZON
+from ...envs.tabular.problems.four_rooms_ascent import four_rooms_ascent, initial_weights
 from ...envs.tabular.sampled import Episodes, sample_episodes
+from ...errors import ConfigError
 from ..study import Row, Rows, Study, Table
 
 FROM_EPISODES: dict[str, Callable[..., Any]] = {
@@ -26,6 +28,8 @@ FROM_EPISODES: dict[str, Callable[..., Any]] = {
 CONTRASTS = ("NudgedContrast", "ValuePenalty")
 """From two policies, each with half of the steps, for rewards r ± λ r_U or r + λ r_U and r."""
 OURS, THEIRS = "CertaintyEquivalent", "HPGD"
+LEAST_RATIO = 3.0
+"""By which OURS is meant to need fewer steps than THEIRS."""
 TEMPERATURES, COST = (0.001, 0.003, 0.005), 1.0
 _LEARNING_RATE = 0.5
 _STEPS_PER_DIRECTION, _RADIUS = 2000, 0.5
@@ -51,7 +55,16 @@ class SamplesStudy(Study):
     """With the exact hypergradient, that an estimate has to reach."""
 
     def tasks(self) -> Sequence[Mapping[str, Any]]:
-        """One for each temperature, place and seed."""
+        """One for each temperature, place and seed.
+
+        Raises:
+            ConfigError: settings out of range.
+        """
+        for name, least in (("seeds", 1), ("most_steps", _SMALLEST)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0.0 < self.cosine < 1.0:
+            raise ConfigError(f"cosine must be between 0 and 1, got {self.cosine:g}")
         return [
             {"temperature": temperature, "where": where, "seed": seed}
             for temperature in TEMPERATURES
@@ -75,9 +88,9 @@ class SamplesStudy(Study):
         return {"cosines": rows}
 
     def _budgets(self) -> list[int]:
-        """Growing by √2."""
-        number = int(np.floor(2 * np.log2(self.most_steps / _SMALLEST))) + 1
-        return [int(_SMALLEST * 2 ** (k / 2)) // 4 * 4 for k in range(number)]
+        """Multiples of 4, growing by 2^¼ from _SMALLEST; and `most_steps`."""
+        growing = (int(_SMALLEST * 2 ** (k / 4)) // 4 * 4 for k in itertools.count())
+        return [*itertools.takewhile(lambda steps: steps < self.most_steps, growing), self.most_steps]
 
     def _estimates(
         self, problems: Sequence[FourRooms], weights: Array, seed: int
@@ -131,25 +144,33 @@ class SamplesStudy(Study):
         cells = [(temperature, where) for temperature in TEMPERATURES for where in _POINTS]
         needed = {
             (name, *cell): float(
-                np.median([steps_needed(lines_of[(name, *cell, seed)], self.cosine) for seed in range(self.seeds)])
+                np.median(
+                    [steps_needed(lines_of.get((name, *cell, seed), ()), self.cosine) for seed in range(self.seeds)]
+                )
             )
             for name in names
             for cell in cells
         }
         lines = [(name, *(_steps_shown(needed[(name, *cell)], self.most_steps) for cell in cells)) for name in names]
-        ratios = [needed[(THEIRS, *cell)] / needed[(OURS, *cell)] for cell in cells]
-        lines.append((f"{THEIRS} / {OURS}", *(_ratio_shown(ratio) for ratio in ratios)))
+        ratios = [_ratio(needed[(THEIRS, *cell)], needed[(OURS, *cell)], self.most_steps) for cell in cells]
+        lines.append((f"{THEIRS} / {OURS}", *(shown for shown, _ in ratios)))
+        smallest, least = min(ratios, key=lambda ratio: ratio[1])
+        reached = sum(ratio >= LEAST_RATIO for _, ratio in ratios)
         return [
             Table(
                 title=f"Environment steps until the cosine with the exact hypergradient stays above {self.cosine:g}",
                 columns=("estimator", *(f"λ={temperature:g}, {where}" for temperature, where in cells)),
                 rows=tuple(lines),
-                note=f"Median over {self.seeds} seeds, c = {COST:g}, half of the steps on the way to each goal. Places: the "
-                "random weights that every run starts from, and those that 1000 exact steps lead to. Tried budgets grow by "
-                f"√2 up to {self._budgets()[-1]:,}, an estimate at each from the first steps of the same episodes; counted "
-                "is the smallest budget from which on all are above. Contrasts sample two policies with half each; "
-                f"ZeroOrder spends {_STEPS_PER_DIRECTION} steps on a direction. Fisher is given reward-to-go and a value "
-                "baseline. The cosine is that of direct and implicit term together.",
+                note=f"{THEIRS} needs at least {LEAST_RATIO:g} times the steps of {OURS} in {reached} of {len(cells)} "
+                f"places; the smallest ratio is {smallest if least else 'not known'}. {OURS} estimates the MDP and the "
+                f"others average what episodes did, all from episodes that are cut at {HORIZON} steps. Median over "
+                f"{self.seeds} seeds, c = {COST:g}, half of the steps on the way to each goal. Places: the random weights "
+                "that every run starts from, and those that 1000 exact steps lead to. Tried budgets grow by 2^¼ from "
+                f"{_SMALLEST}, and the last is {self.most_steps:,}: an estimate at each from the first steps of the same "
+                "episodes. Counted is the smallest budget from which on all are above; ≤: the first was enough already. "
+                f"Contrasts sample two policies with half each; ZeroOrder spends "
+                f"{_STEPS_PER_DIRECTION} steps on a direction. Fisher is given reward-to-go and a value baseline. The "
+                "cosine is that of direct and implicit term together.",
             )
         ]
 
@@ -223,7 +244,7 @@ def _zero_order(
     problems: Sequence[FourRooms], weights: Array, budgets: Sequence[int], seed: int
 ) -> list[tuple[int, Array]]:
     """Means of (F(w + u z) − F(w)) z/u over as many directions z as each budget pays for, F mean returns of episodes."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng((seed, 1))  # the weights are drawn by that of the seed alone
     steps = _STEPS_PER_DIRECTION // (2 * len(problems))
     estimates, total, spent, directions = [], np.zeros(len(weights)), 0, 0
     for budget in budgets:
@@ -252,11 +273,25 @@ def _cosine(estimate: Array, exact: Array) -> float:
 
 
 def _steps_shown(steps: float, most: int) -> str:
-    return f"{steps:,.0f}" if np.isfinite(steps) else f"> {most:,}"
+    if not np.isfinite(steps):
+        return f"> {most:,}"
+    return f"≤ {steps:,.0f}" if steps <= _SMALLEST else f"{steps:,.0f}"
 
 
-def _ratio_shown(ratio: float) -> str:
-    """NaN where neither has got there."""
-    if np.isnan(ratio):
-        return "–"
-    return f"{ratio:.1f}" if np.isfinite(ratio) else "not reached by HPGD"
+def _ratio(theirs: float, ours: float, most: int) -> tuple[str, float]:
+    """How many times our steps theirs are, as shown, and what that is at least: 0 where nothing is known."""
+    (at_least, at_most), (our_least, our_most) = (_bounds(steps, most) for steps in (theirs, ours))
+    least = at_least / our_most
+    if least > 0.0:
+        sign = "> " if np.isinf(theirs) else "≥ " if our_least == 0.0 else ""
+        return f"{sign}{least:.1f}", least
+    if our_least == 0.0 or np.isinf(at_most):
+        return "–", 0.0
+    return f"{'<' if np.isinf(ours) else '≤'} {at_most / our_least:.1f}", 0.0
+
+
+def _bounds(steps: float, most: int) -> tuple[float, float]:
+    """Of what is known as a number of steps: the smallest budget may be more than enough, and none may have been enough."""
+    if np.isinf(steps):
+        return float(most), steps
+    return (0.0, steps) if steps <= _SMALLEST else (steps, steps)

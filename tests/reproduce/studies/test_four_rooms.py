@@ -5,6 +5,7 @@ import pytest
 
 from parl_core.envs.tabular import FourRooms
 from parl_core.envs.tabular.problems.four_rooms_ascent import four_rooms_ascent, initial_weights
+from parl_core.errors import ConfigError, UnknownNameError
 from parl_core.reproduce.studies.four_rooms import (
     ANNEALED,
     EXACT,
@@ -76,24 +77,64 @@ def test_within_two_standard_errors_by_hand():
     assert is_within((0.90, 0.03), (1.0, 0.04))  # 2·.05 = .1
     assert not is_within((0.89, 0.03), (1.0, 0.04))
     assert is_within((2.0, 0.0), (1.0, 0.0))  # better counts
+
+
+def test_the_best_published_value_is_the_surest_of_the_highest():
     assert PUBLISHED[0.003, 1.0].best == (1.00, 0.0) and PUBLISHED[0.001, 1.0].best == (0.91, 0.088)
+    ties = {(0.001, 3.0): (0.51, 0.0), (0.001, 5.0): (0.46, 0.003), (0.003, 5.0): (0.32, 0.0)}
+    assert {cell: PUBLISHED[cell].best for cell in ties} == ties
+
+
+def _runs(method, values):
+    """Rows of counted runs in every cell: the best published value plus each of `values`."""
+    return [
+        {**_task(method, *cell), "learning_rate": 0.5, "pilot": False, "seed": seed, "value": published.best[0] + value}
+        for cell, published in PUBLISHED.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_noisy_runs_do_not_pass_for_good_ones():
+    """.1 below with an error of .1: within two standard errors everywhere, by the published error alone in one cell."""
+    rows = {"runs": _runs(EXACT, (-0.2, 0.0)), "agreement": []}
+    published, everything = STUDY.tables(rows)  # without a table of agreement, as nothing was compared
+    assert "exact gradient: 9 of 9, and 1 with an error of 0;" in published.note
+    assert f"{SAMPLED.title}: not run; exact gradient, annealed: not run" in published.note
+    assert published.columns[5:] == (
+        "exact gradient",
+        "CertaintyEquivalent, 10000 steps",
+        "exact gradient, annealed",
+        "exact gradient, restarts",
+    )
+    assert [row[0] for row in everything.rows][1] == "exact gradient"
+
+
+def test_one_seed_gets_no_verdict():
+    published, _ = FourRoomsStudy(seeds=1, pilot_seeds=0).tables({"runs": _runs(EXACT, (0.0,)), "agreement": []})
+    assert "no verdict" in published.note and "✓" not in published.note + "".join(map("".join, published.rows))
+    assert published.rows[0][5] == "0.910"
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"seeds": 0}, ConfigError, "seeds must be at least 1, got 0"),
+        ({"pilot_seeds": -1}, ConfigError, "pilot_seeds must be at least 0, got -1"),
+        ({"steps": 0}, ConfigError, "steps must be at least 1, got 0"),
+        ({"estimator": "HPDG"}, UnknownNameError, "Unknown estimator 'HPDG': did you mean HPGD"),
+    ],
+)
+def test_settings_that_make_no_study_are_refused(settings, error, message):
+    with pytest.raises(error, match=message):
+        FourRoomsStudy(**settings).tasks()
 
 
 def test_tables_print_every_cell_and_figures_are_drawn(tmp_path):
     rows = {"runs": [], "curves": [], "maps": [], "agreement": []}
     for method in (EXACT, SAMPLED, ANNEALED):
-        for temperature, cost in PUBLISHED:
-            for seed in (0, 1):
-                value = PUBLISHED[temperature, cost].best[0] - (0.1 if cost == 5.0 else 0.0)
-                rows["runs"].append(
-                    {
-                        **_task(method, temperature, cost),
-                        "learning_rate": 0.5,
-                        "pilot": False,
-                        "seed": seed,
-                        "value": value,
-                    }
-                )
+        rows["runs"] += _runs(method, (0.0, 0.0))
+    for row in rows["runs"]:
+        row["value"] -= 0.1 if row["cost"] == 5.0 else 0.0
     done = STUDY.run(_task(EXACT))
     for kind in ("curves", "maps", "agreement"):
         rows[kind] = [
@@ -104,8 +145,8 @@ def test_tables_print_every_cell_and_figures_are_drawn(tmp_path):
     for row, (_, cost) in zip(published.rows, PUBLISHED, strict=True):
         assert [cell.endswith("✓") for cell in row[5:]] == [cost != 5.0] * 3 + [False]
         assert row[-1] == "–"  # restarts were not run
-    assert "exact, exact: 6 of 9" in published.note and "restarts: 0 of 9" in published.note
+    assert "exact gradient: 6 of 9, and 6 with" in published.note and "restarts: not run" in published.note
     assert len(everything.rows) == 1 + len(METHODS) and all(len(row) == 10 for row in everything.rows)
-    assert len(agreement.rows) == 2
+    assert len(agreement.rows) == 2 and agreement.columns == ("weights", "Fisher", "HPGD", "BCHG")
     figures = STUDY.figures(rows, tmp_path)
     assert [figure.name for figure in figures] == ["maps.png", "curves.png"] and all(f.stat().st_size for f in figures)

@@ -89,6 +89,15 @@ def test_tables_say_what_the_rows_hold(rows):
         assert table.rows[0][1 + STEP_SIZES.index(1.0)] == f"{largest:.3f}"
 
 
+def test_the_note_says_which_step_sizes_can_violate_the_bound(rows):
+    """3 ‖Δθ‖ is below 1 up to .3, and below log 2 = .69 up to .1."""
+    for table in Lemma1Study(draws=25).tables({"lemma1": rows}):
+        assert "only ‖Δθ‖ ≤ 0.3 puts it to the test, for JS only ‖Δθ‖ ≤ 0.1" in table.note
+    largest = {"total variation": 1.0, "squared Hellinger": 1.0, "Jensen-Shannon": np.log(2.0)}
+    for name, value in largest.items():
+        assert max(row["value"] for row in _select(rows, divergence=name)) <= value
+
+
 def test_a_violation_would_be_shown():
     rows = list(draw_rows(0))
     worse = _select(rows, direction="random", divergence="Jensen-Shannon", step_size=0.3)[0]

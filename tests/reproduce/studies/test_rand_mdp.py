@@ -86,7 +86,7 @@ def test_tables_and_figure(short, tmp_path):
     assert rows["seeds"][0]["step"] == 20
     outcomes, gradients = study.tables(rows)
     lines = {line[0]: line for line in outcomes.rows}
-    assert lines["published (M-SoBiRL)"][1:4:2] == ("1.000", ".013")
+    assert lines["published (M-SoBiRL), step 823"][1:4:2] == ("1.000", "0.013")
     values = [row["objective"] for row in rows["seeds"] if row["method"] == "shortcut"]
     mean, error = np.mean(values), np.std(values, ddof=1) / np.sqrt(2)
     assert lines["SoBiRL's shortcut"][1] == f"{mean:.6f} ± {error:.6f}"
@@ -97,6 +97,19 @@ def test_tables_and_figure(short, tmp_path):
     assert gradients.rows[-1][2] == f"{worst:.1e}"
     (figure,) = study.figures(rows, tmp_path)
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_only_arrivals_by_the_published_step_count():
+    """Of three seeds one arrives in time, one after step 823 and one never."""
+    row = {"step": 823, "objective": 1.0, "gradient_norm": 0.01}
+    rows = [
+        {"method": method, "seed": seed, **row, "first_step": first}
+        for method in METHODS
+        for seed, first in enumerate((823, 824, float("nan")))
+    ]
+    outcomes, _ = RandMDPStudy(seeds=3).tables({"seeds": rows, "gradients": []})
+    assert outcomes.columns[5:] == ("arrived by step 823", "at step") and "at step 823" in outcomes.title
+    assert {line[5:] for line in outcomes.rows[1:]} == {("1 of 3", "823")}
 
 
 def test_arrived_is_both_at_once():

@@ -14,11 +14,11 @@ from numba import njit
 from ..mdp import Array
 from .newton import soft_optimum, solve, solve_transposed
 from .sampled import (
-    GOES_ON,
     bc_hg_by_reward,
     certainty_equivalent_by_reward,
     discounted_visits,
     fisher_by_reward,
+    halfway,
     hpgd_by_reward,
     sample_episodes,
     sobirl_by_reward,
@@ -69,6 +69,8 @@ class Work(NamedTuple):
     actions: Array
     last: Array
     """(T,), episodes; empty if all is exact."""
+    residual: Array
+    """(1,), the largest residual that an optimum was left with, as a share of max(1, max|V|)."""
 
 
 @njit(cache=True)
@@ -93,7 +95,7 @@ def set_rewards(scene, work, shares):
 @njit(cache=True)
 def respond(scene, work, rewards, temperature, value):
     """The follower's optimum for these rewards, from the values (S,) of an earlier one."""
-    soft_optimum(
+    _, residual = soft_optimum(
         rewards,
         temperature,
         scene.discount,
@@ -105,6 +107,7 @@ def respond(scene, work, rewards, temperature, value):
         work.policy,
         work.factors,
     )
+    work.residual[0] = max(work.residual[0], residual / max(1.0, np.abs(value).max()))
 
 
 @njit(cache=True)
@@ -260,18 +263,15 @@ def sampled_term(kind, scene, work, temperature):
             work.visits,
         )
     else:
-        num_episodes = discounted_visits(states, actions, last, scene.discount, work.visits)
+        discounted_visits(states, actions, last, scene.discount, work.visits)
         if kind == HPGD:
             hpgd_by_reward(states, actions, last, work.upper, scene.discount, temperature, by_reward)
         elif kind == BC_HG:
             bc_hg_by_reward(states, actions, last, work.upper, scene.discount, temperature, by_reward)
         elif kind == SOBIRL:
             sobirl_by_reward(states, actions, last, work.upper, scene.discount, temperature, by_reward)
-        elif kind == FISHER and num_episodes > 2:
-            split, seen = 0, 0
-            while seen < num_episodes // 2:
-                seen += last[split] != GOES_ON
-                split += 1
+        elif kind == FISHER:
+            split = halfway(last)
             fisher_by_reward(
                 states, actions, last, work.policy, work.upper, scene.discount, temperature, split, by_reward
             )
@@ -322,7 +322,8 @@ def ascend(kind, number, seed, scenes, band, weights, temperatures, learning_rat
 
     Args: kind, an estimator; number, environment steps it gets for an outer one, 0 if it is exact; values and norms (k,),
     filled with the exact objective before, and the gradient's norm at, every len(temperatures)/k-th step. Returns: means
-    over the last `num_averaged` steps, of the exact objective over scenes and of what the estimator itself sees of it.
+    over the last `num_averaged` steps, of the exact objective over scenes and of what the estimator itself sees of it; the
+    largest residual of the follower's optima.
     """
     np.random.seed(seed)
     num_states = len(weights) - 1
@@ -337,6 +338,7 @@ def ascend(kind, number, seed, scenes, band, weights, temperatures, learning_rat
         np.empty(number, np.int64),
         np.empty(number, np.int64),
         np.empty(number, np.int64),
+        np.zeros(1),
     )
     warm = np.zeros((len(scenes), 3, num_states))  # values of the optimum, and of those to either side of it
     scalars = np.zeros((len(scenes), 2, num_states))
@@ -392,4 +394,4 @@ def ascend(kind, number, seed, scenes, band, weights, temperatures, learning_rat
         if recorded:
             norms[step // interval] = norm
         weights += learning_rate / max(1.0, norm) * gradient
-    return total, total_seen
+    return total, total_seen, work.residual[0]

@@ -115,6 +115,16 @@ def discounted_visits(states, actions, last, discount, visits):
 
 
 @njit(cache=True)
+def halfway(last):
+    """The step at which the episode in the middle begins."""
+    half, split, seen = np.count_nonzero(last) // 2, 0, 0
+    while seen < half:
+        seen += last[split] != GOES_ON
+        split += 1
+    return split
+
+
+@njit(cache=True)
 def _upper_weights(states, actions, last, upper_rewards, discount, temperature):
     """γ^t A_U(s_t, a_t)/(τ n) for every step (T,), A_U from averages of the discounted rewards that follow visits; and how
     often each (s, a) is visited (S,A)."""

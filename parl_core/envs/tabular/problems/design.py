@@ -63,8 +63,8 @@ def soft_optima(mdp: TabularMDP, rewards: Array, temperature: float, tolerance: 
     """The max-entropy policies (N, S, A) of N rewards (N, S, A), by soft policy iteration.
 
     That is Newton's method on V = T V, where T is the soft Bellman operator: V ← V + (I − γ P_π)⁻¹ (T V − V) with V's own
-    softmax policy π. It converges quadratically from below, so that at max|T V − V| ≤ tolerance·max(1, max|V|) nothing
-    but rounding is left.
+    softmax policy π. After the first step V comes from below, quadratically. It ends once max|T V − V| is at most
+    tolerance·max(1, max|V|): log π is then within that times γ/((1 − γ) τ) of the optimum's.
 
     Raises:
         ValueError: no convergence.

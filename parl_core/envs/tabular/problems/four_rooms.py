@@ -37,6 +37,8 @@ START, GOALS, TARGET = (4, 1), ((1, 9), (11, 11)), (8, 4)
 DISCOUNT = 0.99
 INTENDED = 0.56
 """Probability of the intended move; the other three share the rest. A move into a wall stays where it is."""
+HORIZON = 200
+"""Steps after which an episode is cut; the shortest ways to the goals take 12 and 18."""
 BUDGET = 0.2
 """What the leader can spend."""
 NUM_WEIGHTS = len(CELLS) + 1

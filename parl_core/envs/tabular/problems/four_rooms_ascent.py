@@ -1,4 +1,4 @@
-"""Gradient ascent on Four-Rooms in the published protocol, with any of the library's estimators."""
+"""Gradient ascent on Four-Rooms in the published protocol, with any of the estimators named here."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ....errors import import_extra, unknown_name
+from ....errors import NonFiniteError, import_extra, unknown_name
 from ..mdp import Array, checked
-from .four_rooms import BUDGET, GOALS, INITIAL_SCALE, NUM_WEIGHTS, START, TARGET, four_rooms_mdp, state_of
+from .four_rooms import BUDGET, GOALS, HORIZON, INITIAL_SCALE, NUM_WEIGHTS, START, TARGET, four_rooms_mdp, state_of
 
 EXACT_ESTIMATORS = (
     "exact",
@@ -23,9 +23,10 @@ EXACT_ESTIMATORS = (
     "ZeroOrder",
     "DirectOnly",
 )
-"""From the MDP itself. "exact" is the one vector that Fisher, ScoreHessian, HPGD, BCHG and M-SoBiRL are in expectation; AMD
-makes one warm-started sweep a step; Unrolled goes 50 steps of 1 over the largest eigenvalue's bound; the contrasts nudge the
-follower's reward by .1 λ r_U; ZeroOrder takes one direction a step, of radius .01."""
+"""From the MDP itself. "exact" is the adjoint's gradient: Fisher, HPGD and BCHG have the same expectation at the follower's
+optimum and no form of their own here. AMD makes one warm-started sweep a step; Unrolled goes 50 steps of 1 over the largest
+eigenvalue's bound; the contrasts nudge the follower's reward by .1 λ r_U; ZeroOrder takes one direction a step, of radius
+.01. The rewards are of the state alone, so SoBiRL's shortcut, whose ∇r drops out, is DirectOnly."""
 SAMPLED_ESTIMATORS = (
     "CertaintyEquivalent",
     "HPGD",
@@ -39,10 +40,9 @@ SAMPLED_ESTIMATORS = (
 )
 """From episodes alone; `sampled` says what the first five are. The contrasts, nudged by λ r_U, and ZeroOrder, of radius .5,
 sample two policies with half of the steps each."""
-HORIZON = 200
-"""Steps after which an episode is cut."""
 AVERAGED_SHARE = 0.1
 """Of the outer steps, the last: the published value is a mean over 1000 of 10 000."""
+_LARGEST_RESIDUAL = 1e-9  # of the follower's optima, a hundred times what Newton's method is asked for
 
 
 class Ascent(NamedTuple):
@@ -90,7 +90,9 @@ def four_rooms_ascent(
 
     Raises:
         MissingExtraError: numba is not installed.
-        UnknownNameError, ValueError: an estimator that is none, wrong shapes.
+        UnknownNameError, ValueError: an estimator that is none, wrong shapes, too few env_steps, a follower whose optimum
+            was not found.
+        NonFiniteError: the ascent diverged, or began with numbers that are not finite.
     """
     known = SAMPLED_ESTIMATORS if env_steps else EXACT_ESTIMATORS
     if estimator not in known:
@@ -98,8 +100,12 @@ def four_rooms_ascent(
     temperatures = np.ascontiguousarray(temperatures, dtype=np.float64)
     if temperatures.ndim != 1 or len(temperatures) == 0 or not (temperatures > 0).all():
         raise ValueError(f"temperatures must be (number of steps,) positive numbers, got shape {temperatures.shape}")
-    if env_steps and env_steps < HORIZON:
-        raise ValueError(f"env_steps must be 0 or at least {HORIZON}, the length of an episode, got {env_steps}")
+    episodes = 3 if estimator == "Fisher" else 1  # it halves them, and centres one half
+    if env_steps and env_steps < episodes * HORIZON:
+        raise ValueError(
+            f"env_steps must be 0 or at least {episodes * HORIZON}, {episodes} of the longest episodes, for {estimator}, "
+            f"got {env_steps}"
+        )
     import_extra("numba", "numba", needed_for="The ascent on Four-Rooms")
     from ..kernels import four_rooms as kernels
     from ..kernels.iteration import compressed_rows
@@ -142,7 +148,7 @@ def four_rooms_ascent(
     }
     weights = checked("weights", weights, (NUM_WEIGHTS,)).copy()
     values, norms = np.zeros((2, num_points))
-    value, seen = kernels.ascend(
+    value, seen, residual = kernels.ascend(
         kinds[estimator],
         env_steps,
         seed,
@@ -155,4 +161,14 @@ def four_rooms_ascent(
         values,
         norms,
     )
+    if not (np.isfinite(value) and np.isfinite(weights).all()):
+        raise NonFiniteError(
+            f"weights must stay finite, got NaN or infinities with learning_rate {learning_rate} and cost {cost}: check "
+            "both, or lower the learning rate"
+        )
+    if not residual <= _LARGEST_RESIDUAL:
+        raise ValueError(
+            f"temperatures must let the follower's optimum be found, got a residual of {residual:.1e} with a lowest "
+            f"temperature of {temperatures.min():g}: raise it"
+        )
     return Ascent(value, seen, weights, values, norms)

@@ -43,9 +43,9 @@ def grid_search(
     """The maximum over a box by exhaustion: a grid over all of it, then ever finer ones around the best cells.
 
     The best `kept` points that no neighbour on the grid exceeds are refined, each on its own, until the spacing is at most
-    `tolerance`. It misses the global maximum only if that lies in a peak narrower than the first grid's spacing, or if
-    `kept` other peaks look better on that grid: a function of Lipschitz constant L is nowhere above the first grid's best by
-    more than L times half a cell's diagonal.
+    `tolerance`. It may miss the global maximum in a peak narrower than the first grid's spacing, or if `kept` other peaks
+    look better on that grid. A function of Lipschitz constant L is nowhere above the first grid's best by more than L times
+    half a cell's diagonal.
 
     Args:
         function: (N, D) points to (N,) values.

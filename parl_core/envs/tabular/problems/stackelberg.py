@@ -158,7 +158,8 @@ def strong_stackelberg(follower_payoffs: npt.ArrayLike, leader_payoffs: npt.Arra
         follower_payoffs, leader_payoffs: (A, B).
 
     Returns:
-        Her payoff, and σ (A,). A temperature's optimum tends to this payoff from below as τ → 0.
+        Her payoff, and σ (A,). A temperature's optimum tends to this payoff as τ → 0, unless the reply is best only on
+        strategies without an interior.
 
     Raises:
         ValueError: payoffs that are no matrices of one shape.

@@ -1,5 +1,7 @@
 """Four-Rooms: the map by hand, derivatives by differences, and every compiled estimator against its definition."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ from parl_core.envs.tabular.problems.four_rooms_ascent import (
     four_rooms_ascent,
     initial_weights,
 )
-from parl_core.errors import UnknownNameError
+from parl_core.errors import NonFiniteError, UnknownNameError
 
 TEMPERATURE, COST = 0.005, 3.0
 WEIGHTS = initial_weights(0, 1.0)
@@ -92,8 +94,10 @@ def test_user_mistakes():
         four_rooms_ascent("HPDG", WEIGHTS, [0.005], 1.0, 0.5, 0)
     with pytest.raises(UnknownNameError, match=r"from episodes 'exact'"):
         four_rooms_ascent("exact", WEIGHTS, [0.005], 1.0, 0.5, 0, env_steps=1000)
-    with pytest.raises(ValueError, match="at least 200, the length of an episode, got 100"):
+    with pytest.raises(ValueError, match="0 or at least 200, 1 of the longest episodes, for HPGD, got 100"):
         four_rooms_ascent("HPGD", WEIGHTS, [0.005], 1.0, 0.5, 0, env_steps=100)
+    with pytest.raises(ValueError, match="0 or at least 600, 3 of the longest episodes, for Fisher, got 599"):
+        four_rooms_ascent("Fisher", WEIGHTS, [0.005], 1.0, 0.5, 0, env_steps=599)
     with pytest.raises(ValueError, match="positive numbers"):
         four_rooms_ascent("exact", WEIGHTS, [0.005, 0.0], 1.0, 0.5, 0)
 
@@ -221,20 +225,32 @@ def test_zero_order_steps_are_differences_along_normal_directions():
         np.testing.assert_allclose(abs(slope) * np.sqrt(squared), np.linalg.norm(step), rtol=0.02)
 
 
-@pytest.mark.parametrize("estimator", [e for e in SAMPLED_ESTIMATORS if e not in ("SoBiRL", "ZeroOrder")])
-def test_sampled_steps_point_as_the_exact_ones(estimator):
-    """With two million environment steps; DirectOnly against the direct term."""
-    weights = initial_weights(0)
-    problem = FourRooms(1, TEMPERATURE, COST)  # the way that has by far the larger gradient there
+@pytest.mark.parametrize("estimator", [e for e in SAMPLED_ESTIMATORS if e != "ZeroOrder"])
+def test_sampled_steps_are_near_the_exact_ones(estimator):
+    """With two million environment steps: against what each estimates, the contrasts against their own exact forms.
+
+    The bounds of the relative error are 1.2 to 3 times the largest of eight other seeds. SoBiRL's ∇r drops out here, where
+    rewards are of the state alone.
+    """
+    weights, problem = initial_weights(0), FourRooms(1, TEMPERATURE, COST)  # its gradient is by far the larger there
+    seed = next(
+        seed
+        for seed in range(20)
+        if np.isclose(
+            four_rooms_ascent("exact", weights, [TEMPERATURE], COST, TINY, seed).seen, problem.objective(weights)
+        )
+    )
     exact = problem.hypergradient(weights)
-    expected = exact.direct if estimator == "DirectOnly" else exact.total
-    cosines = []
-    for seed in range(4):  # some of which draw this goal
-        result = four_rooms_ascent(estimator, weights, [TEMPERATURE], COST, TINY, seed, env_steps=2_000_000)
-        step = result.weights - weights
-        cosines.append(step @ expected / np.linalg.norm(step) / np.linalg.norm(expected))
-    least = {"CertaintyEquivalent": 0.995, "DirectOnly": 0.995, "HPGD": 0.95, "BCHG": 0.95, "Fisher": 0.9}
-    assert max(cosines) > least.get(estimator, 0.7)
+    if estimator in ("NudgedContrast", "ValuePenalty"):
+        form = nudged_contrast if estimator == "NudgedContrast" else value_penalty
+        expected = problem.hypergradient(weights, form, penalty=1 / TEMPERATURE).total
+    else:
+        expected = exact.direct if estimator in ("SoBiRL", "DirectOnly") else exact.total
+    result = four_rooms_ascent(estimator, weights, [TEMPERATURE], COST, TINY, seed, env_steps=2_000_000, num_points=1)
+    step = (result.weights - weights) / TINY * max(1.0, result.norms[0])
+    most = {"CertaintyEquivalent": 0.05, "DirectOnly": 0.01, "SoBiRL": 0.1, "HPGD": 0.12, "BCHG": 0.12, "Fisher": 0.2}
+    most |= {"NudgedContrast": 0.3, "ValuePenalty": 0.45}
+    assert np.linalg.norm(step - expected) < most[estimator] * np.linalg.norm(expected)
 
 
 def test_the_same_seed_gives_the_same_ascent_and_starts_are_not_changed():
@@ -248,15 +264,61 @@ def test_the_same_seed_gives_the_same_ascent_and_starts_are_not_changed():
     assert (weights == initial_weights(0)).all()
 
 
-def test_steps_are_clipped_and_recorded():
+def test_steps_are_clipped():
+    """A cost at which the gradient is longer than 1: the step is as long as the learning rate, and along the gradient."""
+    result = four_rooms_ascent("exact", WEIGHTS, [TEMPERATURE], 1000.0, 0.3, 0, num_points=1)
+    step = result.weights - WEIGHTS
+    assert result.norms[0] > 1.0
+    assert np.linalg.norm(step) == pytest.approx(0.3, rel=1e-9)
+    totals = [FourRooms(goal, TEMPERATURE, 1000.0).hypergradient(WEIGHTS).total for goal in (0, 1)]
+    (drawn,) = (total for total in totals if np.isclose(np.linalg.norm(total), result.norms[0], rtol=1e-6))
+    np.testing.assert_allclose(step, 0.3 * drawn / np.linalg.norm(drawn), atol=1e-6)
+
+
+def test_values_are_recorded_and_averaged():
     temperatures = np.full(200, TEMPERATURE)
     result = four_rooms_ascent(
         "CertaintyEquivalent", WEIGHTS, temperatures, COST, 0.5, 0, env_steps=500, num_points=200
     )
-    assert result.norms.max() > 1.0
-    assert np.linalg.norm(result.weights - WEIGHTS) <= 0.5 * np.minimum(result.norms, 1.0).sum() * (1 + 1e-12)
     assert result.values[0] == pytest.approx(np.mean([p.objective(WEIGHTS) for p in PROBLEMS]), rel=1e-9)
     assert result.value == pytest.approx(result.values[-20:].mean(), rel=1e-12)
+
+
+def test_an_ascent_that_went_wrong_is_no_result(monkeypatch):
+    for settings in ({"cost": np.nan, "learning_rate": 0.5}, {"cost": 1.0, "learning_rate": np.inf}):
+        with pytest.raises(NonFiniteError, match=r"weights must stay finite.*lower the learning rate"):
+            four_rooms_ascent("exact", WEIGHTS, [TEMPERATURE] * 2, seed=0, **settings)
+
+    from parl_core.envs.tabular.kernels import four_rooms as kernels
+
+    residuals = []
+    ascend = kernels.ascend
+
+    def unconverged(*arguments):
+        value, seen, residual = ascend(*arguments)
+        residuals.append(residual)
+        return value, seen, 2e-9
+
+    monkeypatch.setattr(kernels, "ascend", unconverged)
+    with pytest.raises(
+        ValueError, match=r"follower's optimum be found, got a residual of 2\.0e-09.*of 0\.005: raise it"
+    ):
+        four_rooms_ascent("exact", WEIGHTS, [TEMPERATURE] * 2, COST, 0.5, 0)
+    assert 0.0 <= residuals[0] <= 1e-11  # what Newton's method is asked for
+
+
+def test_the_worst_residual_of_a_run_is_kept(monkeypatch):
+    """The response as plain Python, with a solver that leaves given residuals at values of at most 4 and ½."""
+    from parl_core.envs.tabular.kernels import four_rooms as kernels
+
+    work = SimpleNamespace(residual=np.zeros(1), policy=None, factors=None)
+    scene = SimpleNamespace(discount=0.9, starts=None, successors=None, probabilities=None)
+    kept = []
+    for residual, value in ((2e-3, [-4.0, 1.0]), (1e-3, [0.5, 0.5]), (1e-5, [0.5, 0.5])):
+        monkeypatch.setattr(kernels, "soft_optimum", lambda *_, left=residual: (1000, left))
+        kernels.respond.py_func(scene, work, None, 1.0, np.array(value))
+        kept.append(float(work.residual[0]))
+    assert kept == [5e-4, 1e-3, 1e-3]
 
 
 @pytest.mark.parametrize(("temperature", "cost", "published"), [(0.001, 3.0, 0.51), (0.003, 5.0, 0.32)])
