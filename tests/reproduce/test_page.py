@@ -13,6 +13,7 @@ import pytest
 
 from parl_core.errors import RunFolderError, UnknownNameError
 from parl_core.reproduce import registry
+from parl_core.reproduce.folder import study_of
 from parl_core.reproduce.page import default_folders, find_folders, page, write_page
 from tests.reproduce import tiny
 from tests.reproduce.test_runner import run

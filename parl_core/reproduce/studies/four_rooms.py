@@ -290,8 +290,8 @@ class FourRoomsStudy(Study):
             "beaten. Rewards are of the state alone here, so that SoBiRL's shortcut is DirectOnly exactly. AMD, Unrolled, "
             "the contrasts and ZeroOrder approximate the gradient. Not run in a form of their own: M-SoBiRL, whose adjoint "
             "is the exact gradient; ScoreHessian, which is Fisher in expectation at the follower's optimum; the exact "
-            "Fisher, HPGD and BCHG, which are the exact gradient; AMD, LogProbHessian, Identity and Unrolled from episodes. BCHG, "
-            "SoBiRL, the contrasts and ZeroOrder from episodes are in the study of samples.",
+            "Fisher, HPGD and BCHG, which are the exact gradient; AMD, LogProbHessian, Identity and Unrolled from episodes. "
+            "BCHG, SoBiRL, the contrasts and ZeroOrder from episodes are in the study of samples.",
         )
 
     def figures(self, rows: Rows, directory: Path) -> list[Path]:
