@@ -28,8 +28,8 @@ def test_every_method_meets_every_cell():
     tasks = STUDY.tasks()
     assert len(tasks) == 9 * len(METHODS) and len({tuple(task.items()) for task in tasks}) == len(tasks)
     assert {(task["temperature"], task["cost"]) for task in tasks} == set(PUBLISHED)
-    only = FourRoomsStudy(estimator="HPGD").tasks()
-    assert {task["method"] for task in only} == {"HPGD, 10000 steps", "HPGD, 1000 steps"}
+    only = FourRoomsStudy(estimator="CertaintyEquivalent").tasks()
+    assert {task["method"] for task in only} == {f"CertaintyEquivalent, {steps} steps" for steps in (1000, 10_000)}
 
 
 def test_the_learning_rate_is_the_pilots_best_and_the_counted_runs_are_others():
