@@ -88,7 +88,7 @@ def _section(folder: Path, base: Path) -> str:
 
 def _provenance(results: Results) -> str:
     command, sittings, _ = results.record
-    settings = ", ".join(f"{name} {_plain(value)}" for name, value in results.settings.items())
+    settings = ", ".join(f"{name} {_plain(value)}" for name, value in results.settings.items() if value != "")
     tasks = sum(sitting.tasks for sitting in sittings)
     seconds = sum(sitting.wall_seconds for sitting in sittings)
     return (
