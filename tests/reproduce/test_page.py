@@ -38,7 +38,7 @@ def test_the_page_holds_everything_and_its_links_lead_to_files(folder):
     text = output.read_text()
     for part in (
         "## Tiny | study\n\nPublished: nowhere\n\n    parl reproduce tiny\n",
-        "Settings: size 6, factors 1.0 0.5, hold , trouble .",
+        "Settings: size 6, factors 1.0 0.5.",
         "torch 2.",
         "1 process: 6 tasks in ",
         "**Squares**\n\n| seed | square |\n| ---: | -----: |\n|    0 |  0.000 |",
