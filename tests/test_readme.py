@@ -41,3 +41,41 @@ def test_the_table_is_the_one_that_is_printed():
     printed = rows(str(parl.check_hypergradient()))
     assert len(printed) > 15
     assert [row for row in rows(README.read_text()) if row[0] in dict(printed)] == printed
+
+
+def test_published_results_are_those_of_the_results_page():
+    """Every count and measurement in the table stands in docs/results.md, up to rounding."""
+    page = (README.parent / "docs" / "results.md").read_text()
+    table = README.read_text().split("## Reproduce what was published")[1].split("## ")[0]
+
+    def cells(title, first):
+        """The page's row that begins with `first`, in the table below `title`."""
+        below = page.split(f"**{title}", 1)[1]
+        return next(
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in below.splitlines()
+            if line.startswith("|") and line.strip("| ").startswith(first)
+        )
+
+    for label, method in (
+        ("exact gradient", "exact gradient"),
+        ("from episodes", "CertaintyEquivalent, 10000 steps"),
+        ("best of eight restarts", "exact gradient, restarts"),
+    ):
+        (reached,) = re.findall(rf"{label} (\d)", table)
+        assert f"{method}: {reached} of 9" in page
+    steps = "Environment steps until the cosine"
+    for name in ("HPGD", "CertaintyEquivalent"):
+        measured = [float(cell.replace(",", "")) for cell in cells(steps, name)[1:6:2]]
+        told = next(line for line in table.splitlines() if "cosine .95" in line).split("|")[2 if name == "HPGD" else 3]
+        numbers = [float(number.replace(" ", "")) for number in re.findall(r"\d[\d ]*\d", told)]
+        assert numbers == [float(f"{value:.{2 if value < 1e5 else 3}g}") for value in measured]
+    exact = cells("Objective and gradient norm at step 823", "exact gradient")
+    assert f"{float(exact[1].split()[0]):.4f}, {exact[3].split()[0].lstrip('0')}" in table
+    slopes = [float(cells("T·mean‖∇L‖² by T", f"seed {seed}")[7]) for seed in range(5)]
+    assert f"{max(slopes):.3f} to {min(slopes):.3f}".replace("-0", "−") in table
+    largest = []
+    for name in ("total variation", "squared Hellinger", "Jensen-Shannon"):
+        ratios = cells("Largest D_f / bound over the draws, in the direction that", name)[1:8]
+        largest.append(f"{max(map(float, ratios)):.2f}".lstrip("0"))
+    assert "TV {}, 1−BC {}, JS {}".format(*largest) in table

@@ -16,7 +16,7 @@ class _Entry(NamedTuple):
 
 
 _STUDIES = {
-    "four-rooms": _Entry("four_rooms", "FourRoomsStudy", "the published table of Four-Rooms, by all estimators"),
+    "four-rooms": _Entry("four_rooms", "FourRoomsStudy", "the published table of Four-Rooms, by many estimators"),
     "samples": _Entry("samples", "SamplesStudy", "environment steps for a good hypergradient of Four-Rooms"),
     "rand-mdp": _Entry("rand_mdp", "RandMDPStudy", "SoBiRL's random MDP: objective and ‖gradient‖ by step"),
     "convergence": _Entry("convergence", "ConvergenceStudy", "Theorem 1: T·mean‖∇L‖² by T, bias by lower steps"),
