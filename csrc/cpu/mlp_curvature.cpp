@@ -62,14 +62,22 @@ MlpCurvature<T>::MlpCurvature(MlpLinearization<T>& linearization, const Terms<T>
     along_.reserve(num_steps);
     steps_.reserve(num_steps);
     for (std::int64_t t = 0; t < num_steps; ++t) scores_[t] = terms.scores[t];
+}
+
+template <typename T>
+void MlpCurvature<T>::reserve_passed() {
+    const MlpLinearization<T>& lin = linearization_;
+    std::int64_t hidden = 0;
+    for (int l = 0; l < lin.num_layers_ - 1; ++l)
+        hidden += lin.num_steps_ * row_stride<T>(lin.layers_[l].outputs);
     passed_.reserve(has_hessian_ ? 2 * hidden : hidden);
-    output_.reserve(outputs);
-    tangents_.reserve(num_layers);
-    bent_.reserve(num_layers);
+    output_.reserve(lin.num_steps_ * row_stride<T>(lin.head_.outputs()));
+    tangents_.reserve(lin.num_layers_);
+    bent_.reserve(lin.num_layers_);
     T* passed = passed_.get();
-    for (int l = 0; l < num_layers - 1; ++l) {
+    for (int l = 0; l < lin.num_layers_ - 1; ++l) {
         tangents_[l] = passed;
-        passed += num_steps * row_stride<T>(lin.layers_[l].outputs);
+        passed += lin.num_steps_ * row_stride<T>(lin.layers_[l].outputs);
         bent_[l] = has_hessian_ ? tangents_[l] + hidden : nullptr;
     }
 }
@@ -127,11 +135,9 @@ void MlpCurvature<T>::backward(Block block, Work<T>& work, T* const* tangents, T
 }
 
 template <typename T>
-void MlpCurvature<T>::accumulate_scores(Team team) {
+void MlpCurvature<T>::accumulate_scores(std::int64_t first, std::int64_t last) {
     const MlpLinearization<T>& lin = linearization_;
-    const std::int64_t count = lin.num_trajectories_;
-    for (std::int64_t i = count * team.thread / team.threads; i < count * (team.thread + 1) / team.threads;
-         ++i) {
+    for (std::int64_t i = first; i < last; ++i) {
         const std::int64_t begin = lin.offsets_[i], end = lin.offsets_[i + 1];
         T sum(0);
         for (std::int64_t t = begin; t < end; ++t) steps_[t] = scores_[t] * (sum += along_[t]);
@@ -148,7 +154,10 @@ void MlpCurvature<T>::apply(const T* v, T* out, T* along, int num_threads) {
         for (std::int64_t i = 0; i < lin.num_params_; ++i) out[i] = damping_ * v[i];
         return;
     }
-    on_threads(lin.prepare(num_threads), [&](Team team) {
+    const int threads = lin.prepare(num_threads);
+    const bool whole = has_scores && lin.has_whole_blocks(threads);
+    if (has_scores && !whole) reserve_passed();
+    on_threads(threads, [&](Team team) {
         Work<T>& work = lin.works_[team.thread];
         lin.pack_tangents(v, has_hessian_, team);
         lin.zero_log_std(work);
@@ -161,11 +170,24 @@ void MlpCurvature<T>::apply(const T* v, T* out, T* along, int num_threads) {
             lin.head_.along(block.first, block.first + block.rows, output, lin.log_std_tangent_.get(),
                             products + block.first);
         };
+        const auto copy_along = [&](Block block) {
+            for (std::int64_t t = block.first; along != nullptr && t < block.first + block.rows; ++t) {
+                along[t] = along_[t];
+            }
+        };
         if (!has_scores) {
             lin.for_blocks(team, [&](Block block) {
                 forward(block, work.tangents, work.deltas, work.output, along);
                 backward(block, work, work.tangents, work.deltas, work.output, nullptr, is_later);
                 is_later = true;
+            });
+        } else if (whole) {
+            lin.for_whole_blocks(team, [&](Block block, std::int64_t first, std::int64_t last) {
+                forward(block, work.tangents, work.deltas, work.output, along_.get());
+                accumulate_scores(first, last);
+                backward(block, work, work.tangents, work.deltas, work.output, steps_.get(), is_later);
+                is_later = true;
+                copy_along(block);
             });
         } else {
             const auto passed = [&](Block block) {
@@ -181,7 +203,8 @@ void MlpCurvature<T>::apply(const T* v, T* out, T* along, int num_threads) {
                 forward(block, work.passed_tangents, work.passed_deltas, output, along_.get());
             });
             team.barrier();
-            accumulate_scores(team);
+            accumulate_scores(lin.num_trajectories_ * team.thread / team.threads,
+                              lin.num_trajectories_ * (team.thread + 1) / team.threads);
             team.barrier();
             lin.for_blocks(team, [&](Block block) {
                 const T* const output = passed(block);
@@ -189,8 +212,7 @@ void MlpCurvature<T>::apply(const T* v, T* out, T* along, int num_threads) {
                 backward(block, work, work.passed_tangents, work.passed_deltas, output, steps_.get(),
                          is_later);
                 is_later = true;
-                if (along == nullptr) return;
-                for (std::int64_t t = block.first; t < block.first + block.rows; ++t) along[t] = along_[t];
+                copy_along(block);
             });
         }
         team.barrier();

@@ -21,10 +21,11 @@ class MlpCurvature final : public Curvature<T> {
     // The gradients handed back by Σ_t hessian_t log π_t, and what the activations' second derivatives make
     // of them.
     void keep_deltas(const T* hessian, int num_threads);
+    void reserve_passed();
     void backward(Block block, Work<T>& work, T* const* tangents, T* const* deltas, const T* output,
                   const T* steps, bool accumulate) const;
-    // steps_ = u of the team's share of trajectories, from along_.
-    void accumulate_scores(Team team);
+    // steps_ = u of trajectories first … last − 1, from along_.
+    void accumulate_scores(std::int64_t first, std::int64_t last);
 
     MlpLinearization<T>& linearization_;
     HeadCurvature<T> head_;
