@@ -147,13 +147,64 @@ void MlpCurvature<T>::accumulate_scores(std::int64_t first, std::int64_t last) {
 }
 
 template <typename T>
+void MlpCurvature<T>::forward(Block block, Work<T>& work, T* const* tangents, T* const* bent, T* output,
+                              T* along) const {
+    const MlpLinearization<T>& lin = linearization_;
+    lin.enter(work, block);
+    lin.tangent_forward(block, work, has_hessian_ ? bends_.get() : nullptr, tangents, bent, output);
+    if (along == nullptr) return;
+    lin.head_.along(block.first, block.first + block.rows, output, lin.log_std_tangent_.get(),
+                    along + block.first);
+}
+
+template <typename T>
+void MlpCurvature<T>::pass_whole_trajectories(Team team, Work<T>& work) {
+    bool is_later = false;
+    linearization_.for_whole_blocks(team, [&](Block block, std::int64_t first, std::int64_t last) {
+        forward(block, work, work.tangents, work.deltas, work.output, along_.get());
+        accumulate_scores(first, last);
+        backward(block, work, work.tangents, work.deltas, work.output, steps_.get(), is_later);
+        is_later = true;
+    });
+    if (!is_later) linearization_.zero_gradients(work);
+}
+
+template <typename T>
+void MlpCurvature<T>::pass_long_trajectories(Team team, Work<T>& work) {
+    const MlpLinearization<T>& lin = linearization_;
+    // Points to the block's rows; the output's are returned.
+    const auto enter = [&](Block block) {
+        for (int l = 0; l < lin.num_layers_ - 1; ++l) {
+            const std::int64_t at = block.first * row_stride<T>(lin.layers_[l].outputs);
+            work.passed_tangents[l] = tangents_[l] + at;
+            work.passed_deltas[l] = has_hessian_ ? bent_[l] + at : work.deltas[l];
+        }
+        return output_.get() + block.first * row_stride<T>(lin.head_.outputs());
+    };
+    lin.for_blocks(team, [&](Block block) {
+        T* const output = enter(block);
+        forward(block, work, work.passed_tangents, work.passed_deltas, output, along_.get());
+    });
+    team.barrier();
+    accumulate_scores(lin.num_trajectories_ * team.thread / team.threads,
+                      lin.num_trajectories_ * (team.thread + 1) / team.threads);
+    team.barrier();
+    bool is_later = false;
+    lin.for_blocks(team, [&](Block block) {
+        const T* const output = enter(block);
+        lin.enter(work, block);
+        backward(block, work, work.passed_tangents, work.passed_deltas, output, steps_.get(), is_later);
+        is_later = true;
+    });
+}
+
+template <typename T>
 void MlpCurvature<T>::apply(const T* v, T* out, T* along, int num_threads) {
     MlpLinearization<T>& lin = linearization_;
+    const auto scaled = [&](std::int64_t i) { return damping_ * v[i]; };
+    for (std::int64_t i = 0; lin.num_steps_ == 0 && i < lin.num_params_; ++i) out[i] = scaled(i);
+    if (lin.num_steps_ == 0) return;
     const bool has_scores = scores_.get() != nullptr;
-    if (lin.num_steps_ == 0) {
-        for (std::int64_t i = 0; i < lin.num_params_; ++i) out[i] = damping_ * v[i];
-        return;
-    }
     const int threads = lin.prepare(num_threads);
     const bool whole = has_scores && lin.has_whole_blocks(threads);
     if (has_scores && !whole) reserve_passed();
@@ -162,71 +213,31 @@ void MlpCurvature<T>::apply(const T* v, T* out, T* along, int num_threads) {
         lin.pack_tangents(v, has_hessian_, team);
         lin.zero_log_std(work);
         team.barrier();
-        bool is_later = false;
-        const auto forward = [&](Block block, T* const* tangents, T* const* bent, T* output, T* products) {
-            lin.enter(work, block);
-            lin.tangent_forward(block, work, has_hessian_ ? bends_.get() : nullptr, tangents, bent, output);
-            if (products == nullptr) return;
-            lin.head_.along(block.first, block.first + block.rows, output, lin.log_std_tangent_.get(),
-                            products + block.first);
-        };
-        const auto copy_along = [&](Block block) {
-            for (std::int64_t t = block.first; along != nullptr && t < block.first + block.rows; ++t) {
-                along[t] = along_[t];
-            }
-        };
-        if (!has_scores) {
+        if (whole) {
+            pass_whole_trajectories(team, work);
+        } else if (has_scores) {
+            pass_long_trajectories(team, work);
+        } else {
+            bool is_later = false;
             lin.for_blocks(team, [&](Block block) {
-                forward(block, work.tangents, work.deltas, work.output, along);
+                forward(block, work, work.tangents, work.deltas, work.output, along);
                 backward(block, work, work.tangents, work.deltas, work.output, nullptr, is_later);
                 is_later = true;
-            });
-        } else if (whole) {
-            lin.for_whole_blocks(team, [&](Block block, std::int64_t first, std::int64_t last) {
-                forward(block, work.tangents, work.deltas, work.output, along_.get());
-                accumulate_scores(first, last);
-                backward(block, work, work.tangents, work.deltas, work.output, steps_.get(), is_later);
-                is_later = true;
-                copy_along(block);
-            });
-        } else {
-            const auto passed = [&](Block block) {
-                for (int l = 0; l < lin.num_layers_ - 1; ++l) {
-                    const std::int64_t at = block.first * row_stride<T>(lin.layers_[l].outputs);
-                    work.passed_tangents[l] = tangents_[l] + at;
-                    work.passed_deltas[l] = has_hessian_ ? bent_[l] + at : work.deltas[l];
-                }
-                return output_.get() + block.first * row_stride<T>(lin.head_.outputs());
-            };
-            lin.for_blocks(team, [&](Block block) {
-                T* const output = passed(block);
-                forward(block, work.passed_tangents, work.passed_deltas, output, along_.get());
-            });
-            team.barrier();
-            accumulate_scores(lin.num_trajectories_ * team.thread / team.threads,
-                              lin.num_trajectories_ * (team.thread + 1) / team.threads);
-            team.barrier();
-            lin.for_blocks(team, [&](Block block) {
-                const T* const output = passed(block);
-                lin.enter(work, block);
-                backward(block, work, work.passed_tangents, work.passed_deltas, output, steps_.get(),
-                         is_later);
-                is_later = true;
-                copy_along(block);
             });
         }
         team.barrier();
         lin.gather(out, team);
-        const std::int64_t free = has_curvature_ && team.thread == 0 ? lin.head_.free_log_std() : 0;
-        for (std::int64_t j = 0; j < free; ++j) out[j] += head_.log_std_square[j] * v[j];
-        if (damping_ != T(0)) {
-            team.barrier();
-            const std::int64_t count = lin.num_params_;
-            for (std::int64_t i = count * team.thread / team.threads;
-                 i < count * (team.thread + 1) / team.threads; ++i) {
-                out[i] += damping_ * v[i];
-            }
+        if (team.thread == 0) {
+            const std::int64_t free = has_curvature_ ? lin.head_.free_log_std() : 0;
+            for (std::int64_t j = 0; j < free; ++j) out[j] += head_.log_std_square[j] * v[j];
+            for (std::int64_t t = 0; has_scores && along != nullptr && t < lin.num_steps_; ++t)
+                along[t] = along_[t];
         }
+        if (damping_ == T(0)) return;
+        team.barrier();
+        const std::int64_t first = lin.num_params_ * team.thread / team.threads;
+        const std::int64_t last = lin.num_params_ * (team.thread + 1) / team.threads;
+        for (std::int64_t i = first; i < last; ++i) out[i] += scaled(i);
     });
 }
 

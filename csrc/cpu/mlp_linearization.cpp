@@ -256,6 +256,14 @@ void MlpLinearization<T>::zero_log_std(Work<T>& work) const {
 }
 
 template <typename T>
+void MlpLinearization<T>::zero_gradients(Work<T>& work) const {
+    for (int l = 0; l < num_layers_; ++l) {
+        const std::int64_t size = gradient_size<T>(layers_[l].inputs, layers_[l].outputs);
+        for (std::int64_t i = 0; i < size; ++i) work.gradients[l][i] = T(0);
+    }
+}
+
+template <typename T>
 void MlpLinearization<T>::jvp(const T* v, T* out, int num_threads) {
     if (num_steps_ == 0) return;
     on_threads(prepare(num_threads), [&](Team team) {

@@ -77,6 +77,7 @@ class MlpLinearization final : public Linearization<T> {
     // The threads' gradients together: (P,).
     void gather(T* out, Team team) const;
     void zero_log_std(Work<T>& work) const;
+    void zero_gradients(Work<T>& work) const;
     void write_scores(std::int64_t trajectory, const T* w, Work<T>& work, T* row) const;
 
     const T* at(T* const* matrices, int layer, std::int64_t row) const {

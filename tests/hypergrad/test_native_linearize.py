@@ -117,11 +117,12 @@ def test_products_are_those_of_autograd(isa, head, activation, hidden):
     check_products(policy, make_steps(policy, (3, 0, 1, 33)))
 
 
+@pytest.mark.parametrize("lengths", [LENGTHS, (50,) * 6 + (0, 49, 50, 0, 50, 51)], ids=["long", "short"])
 @pytest.mark.parametrize("head", HEADS)
-def test_products_of_several_blocks_and_threads(isa, threads, head):
+def test_products_of_several_blocks_and_threads(isa, threads, head, lengths):
     torch.manual_seed(0)
     policy = make_policy(head, (16, 64), "silu" if head == "state" else "tanh", obs_dim=24, act_dim=6)
-    trajectories = make_steps(policy)
+    trajectories = make_steps(policy, lengths)
     num_params = sum(p.numel() for p in policy.parameters())
     assert trajectories.num_steps * num_params > 2**18  # enough for the second thread
     check_products(policy, trajectories)
