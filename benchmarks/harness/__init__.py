@@ -26,7 +26,9 @@ raises `WrongAnswer`. JAX answers are waited for by the harness, inside the time
 `peers` takes `Peer(maker, limited="compiled for one θ")` as well as makers: such a peer is raced, and told apart.
 
 `floor` is `gemm_floor(flops, rows, width)` or `copy_floor(num_bytes)`, measured in the same rounds. `gradient` is the maker
-of one forward and backward pass of the same network, also measured in the same rounds; costs are then told in multiples of it.
+of one forward and backward pass of the same network, measured likewise; costs are then told in multiples of it.
+
+The first of `ours` is what users get without asking: README's table tells its numbers.
 
     pytest benchmarks -k returns                    prints a table for each contest
     pytest benchmarks --results runs/bench          also writes runs/bench/<topic>.json

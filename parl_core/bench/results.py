@@ -102,19 +102,22 @@ def write_results(folder: Path, results: Results) -> list[Path]:
 
 
 def read_results(path: Path) -> Results:
-    """Of a file, or of all files in a folder that hold contests; the environment is the first one's.
+    """Of a file, or of all files in a folder that hold contests; the environment is then the first one's.
 
     Raises:
         ConfigError: there is no such file, or nothing in it is a result of `parl bench`.
     """
-    if path.is_dir():
-        parts = [part for file in sorted(path.glob("*.json")) if (part := _read(file)) is not None]
-    else:
-        part = _read(path)
-        parts = [] if part is None else [part]
-    if not parts:
+    files = read_files(path)
+    return Results(files[0].environment, tuple(contest for results in files for contest in results.contests))
+
+
+def read_files(path: Path) -> list[Results]:
+    """As `read_results`, each file by itself."""
+    paths = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    files = [results for file in paths if (results := _read(file)) is not None]
+    if not files:
         raise ConfigError(f"{path} holds no results of parl bench")
-    return Results(parts[0].environment, tuple(contest for part in parts for contest in part.contests))
+    return files
 
 
 def _read(path: Path) -> Results | None:
