@@ -76,15 +76,17 @@ $(PEERS_INSTALLED): constraints.txt pyproject.toml | $(INSTALLED)
 bench: setup $(PEERS_INSTALLED)
 	$(BIN)/parl bench $(ARGS)
 
-# A build of its own, beside the one that is installed. Python itself is not sanitized, so the library comes first by
-# LD_PRELOAD; what Python and torch never free is no leak of ours. Compilers started by torch.compile would be slow.
+# A build of its own, beside the one that is installed. Python itself is not sanitized, so the sanitizer comes first by
+# LD_PRELOAD, and libstdc++ with it, whose exceptions it must find; what Python and torch never free is no leak of ours. It
+# writes to file descriptor 2, which pytest must leave alone. Compilers started by torch.compile would be slow.
 sanitize: setup
-	PATH="$$PWD/$(BIN):$$PATH" cmake -G Ninja -S . -B $(SANITIZED) -DPARL_SANITIZE=ON -DCMAKE_BUILD_TYPE=Release \
+	PATH="$$PWD/$(BIN):$$PATH" cmake -G Ninja -S . -B $(SANITIZED) -DPARL_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	    -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" -DPython_EXECUTABLE="$$PWD/$(BIN)/python"
 	PATH="$$PWD/$(BIN):$$PATH" cmake --build $(SANITIZED)
-	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=print_stacktrace=1 PARL_NATIVE="$$(ls $(SANITIZED)/_native*.so)" \
-	    $(BIN)/python -m pytest -p tests.sanitized -k 'not compile' $(SANITIZED_TESTS) $(ARGS)
+	    $(BIN)/python -m pytest -p tests.sanitized --capture=sys -k 'not compile' $(SANITIZED_TESTS) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build
