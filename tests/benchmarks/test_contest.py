@@ -55,7 +55,13 @@ def contest(watch, rounds=MIN_ROUNDS, **options):
     """Of `rounds` rounds."""
     ticks = count()
     result, _ = run_contest(
-        "topic", "name", right, timer=watch, clock=lambda: float(next(ticks)), seconds=rounds - MIN_ROUNDS + 1, **options
+        "topic",
+        "name",
+        right,
+        timer=watch,
+        clock=lambda: float(next(ticks)),
+        seconds=rounds - MIN_ROUNDS + 1,
+        **options,
     )
     return result, {entry.name: entry for entry in result.entries}
 
@@ -189,7 +195,7 @@ def test_the_number_of_rounds_is_bounded():
 def test_errors_are_relative_to_the_largest_entry():
     check = against([torch.tensor([0.0, 100.0]), torch.tensor([1.0])], rtol=1e-2)
     assert check((np.array([0.5, 100.0]), np.ones(1))) == pytest.approx(5e-3)
-    with pytest.raises(WrongAnswer, match="2.0e-02"):
+    with pytest.raises(WrongAnswer, match=r"2\.0e-02"):
         check((np.array([2.0, 100.0]), np.ones(1)))
     assert against(torch.zeros(2), 1e-3)(torch.full((2,), 5e-4)) == pytest.approx(5e-4)  # nothing to be relative to
     with pytest.raises(WrongAnswer):
