@@ -46,7 +46,7 @@ def _columns(contest: Contest) -> list[tuple[str, Any]]:
         ("median", lambda entry: duration(entry.median)),
         ("quartiles", _quartiles),
         ("vs best peer", lambda entry: times(entry.speedup)),
-        ("vs best unlimited", lambda entry: times(entry.speedup_unlimited)),
+        ("vs best without *", lambda entry: times(entry.speedup_unlimited)),
         ("× floor", lambda entry: number(entry.to_floor)),
         ("gradients", lambda entry: number(entry.gradients)),
         ("peak MiB", lambda entry: number(entry.peak_mib)),
@@ -65,7 +65,7 @@ def summary(contests: Sequence[Contest]) -> str:
     raced = [contest for contest in contests if contest.fastest is not None]
     won = sum(contest.fastest.ours for contest in raced if contest.fastest is not None)
     failed = [contest.name for contest in contests if contest.broken]
-    line = f"{len(contests)} contests; parl-core is the fastest in {won} of {len(raced)}"
+    line = f"{len(contests)} {'contest' if len(contests) == 1 else 'contests'}; parl-core is the fastest in {won} of {len(raced)}"
     return line + (f"; wrong or broken: {', '.join(failed)}" if failed else "")
 
 
