@@ -20,8 +20,8 @@ _PREAMBLE = """# Benchmarks
 contestants of a contest take turns within one process, after their answers have been checked. Times are medians, ratios
 medians of the ratios within rounds. A floor is the fewest flops at the best rate of a matrix product of that shape, or the
 bytes at the speed of a copy; a gradient is one forward and backward pass of the same network; both are measured in the same
-rounds. Memory is that at the peak of one call, beyond what was resident before it. A limited peer, as one compiled for one θ,
-serves nothing else; the column "vs best unlimited" leaves it out.
+rounds. Memory is that at the peak of one call, beyond what was resident before it. A limited peer, such as one compiled for
+one θ, serves nothing else; the column "vs best unlimited" leaves it out.
 """
 
 

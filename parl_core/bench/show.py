@@ -65,7 +65,8 @@ def summary(contests: Sequence[Contest]) -> str:
     raced = [contest for contest in contests if contest.fastest is not None]
     won = sum(contest.fastest.ours for contest in raced if contest.fastest is not None)
     failed = [contest.name for contest in contests if contest.broken]
-    line = f"{len(contests)} {'contest' if len(contests) == 1 else 'contests'}; parl-core is the fastest in {won} of {len(raced)}"
+    noun = "contest" if len(contests) == 1 else "contests"
+    line = f"{len(contests)} {noun}; parl-core is the fastest in {won} of {len(raced)}"
     return line + (f"; wrong or broken: {', '.join(failed)}" if failed else "")
 
 
