@@ -106,7 +106,7 @@ def test_quartiles_and_ratios():
     assert entries["tied"].speedup == pytest.approx(3.0)
     assert entries["tied"].speedup_unlimited is None
     assert entries["tied"].limited == "compiled for one θ"
-    assert (result.floor, result.gradient) == pytest.approx((1.5e-3, 4e-3))
+    assert (result.floor, result.gradient) == pytest.approx((7.5e-3, 20e-3))  # medians: the fifth of slow
     assert result.fastest == entries["tied"]
 
 
