@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..errors import ParlError, unknown_name
 
-Kernel = Callable[..., torch.Tensor]
+Kernel = Callable[..., Any]
 
 
 class BackendError(ParlError, RuntimeError):
@@ -87,6 +88,11 @@ def backend(name: str) -> Iterator[None]:
         _requested.reset(token)
 
 
+def requested_backend() -> str | None:
+    """The backend of the innermost `with backend("…")`, if there is one."""
+    return _requested.get()
+
+
 def _require_available(name: str) -> None:
     if name not in _WHY_UNAVAILABLE:
         raise unknown_name("backend", name, _WHY_UNAVAILABLE)
@@ -147,7 +153,7 @@ class Op:
             UnknownNameError: there is no backend `requested`.
             BackendError: the backend asked for, by argument or by context, cannot compute it.
         """
-        requested = requested if requested is not None else _requested.get()
+        requested = requested if requested is not None else requested_backend()
         device_type, dtype = tensor.device.type, tensor.dtype
         if requested is not None:
             if requested not in _WHY_UNAVAILABLE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import pytest
@@ -16,6 +17,13 @@ from parl_core.models.policies import CategoricalPolicy, GaussianPolicy
 from tests.hypergrad.once import Squared
 
 F64 = torch.float64
+
+
+@pytest.fixture(autouse=True, params=["kernels where there are any", "autograd"])
+def backend(request):
+    """Both ways to compute the products of the package's own policies."""
+    with parl.backend("reference") if request.param == "autograd" else contextlib.nullcontext():
+        yield
 
 
 class LogProbOnly(nn.Module):
@@ -255,7 +263,8 @@ def test_costs_are_the_flops_of_wide_networks(chunk_steps, wrap):
         total = policy.log_prob(trajectories.observations, trajectories.actions).sum()
         torch.autograd.grad(total, list(policy.parameters()))
 
-    linear = parl.linearize(policy, trajectories, chunk_steps=chunk_steps)
+    with parl.backend("reference"):  # torch counts the flops of its own operations only
+        linear = parl.linearize(policy, trajectories, chunk_steps=chunk_steps)
     w, v = torch.randn(64), torch.randn(linear.num_params)
     calls = {
         "vjp": lambda: linear.vjp(w),
@@ -386,3 +395,27 @@ def test_unchanged_weights_are_told_by_memory_and_version():
         assert not is_unchanged(w, version, torch.randn(9))
     memory.mul_(2)
     assert not is_unchanged(w, version, w)
+
+
+@pytest.mark.parametrize(
+    "terms", [t for n in range(4) for t in itertools.combinations(("hessian", "fisher", "scores"), n)]
+)
+def test_second_order_is_the_sum_of_its_terms(terms):
+    policy, trajectories = example("state")
+    log_prob, theta = dense(policy, trajectories)
+    linear = parl.linearize(policy, trajectories)
+    weights = {term: torch.randn(trajectories.num_steps, dtype=F64) for term in terms}
+    v, expected = torch.randn_like(theta), torch.zeros_like(theta)
+    if "hessian" in terms:
+        expected += hessian(lambda t: log_prob(t) @ weights["hessian"])(theta) @ v
+    if "fisher" in terms:
+        expected += linear.fisher_vp(weights["fisher"], v)
+    if "scores" in terms:
+        rows = jacrev(log_prob)(theta).split(trajectories.lengths.tolist())
+        sums = torch.cat([piece.cumsum(0) for piece in rows])
+        expected += sums.T @ (weights["scores"] * (sums @ v))
+    for chunk_steps in (None, 2):
+        linear = parl.linearize(policy, trajectories, chunk_steps=chunk_steps)
+        torch.testing.assert_close(linear.second_order(v, **weights), expected)
+    with pytest.raises(ValueError, match=r"fisher must have shape \(T,\) = \(9,\)"):
+        linear.second_order(v, fisher=torch.zeros(3, dtype=F64))
