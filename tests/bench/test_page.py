@@ -26,7 +26,7 @@ def test_ours_is_the_first_of_ours_and_a_contest_without_it_is_left_out():
     contest = Contest(
         topic="t",
         name="n",
-        entries=(timed("default", 2.0, ours=True), timed("other", 1.0, ours=True), timed("peer", 3.0)),
+        entries=(timed("peer", 3.0), timed("default", 2.0, ours=True), timed("other", 1.0, ours=True)),
     )
     assert "| t: n | 1 | 2 s | – | – | peer |" in table([results(contest)])
     wrong = Contest(topic="t", name="n", entries=(Entry(name="default", ours=True, withheld="wrong: x"),))
