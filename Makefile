@@ -69,8 +69,9 @@ test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
 # Peers that cannot be installed here are listed as such beside the times of the others.
+PEERS := "from importlib.metadata import requires; print(*(r.split(';')[0] for r in requires('parl-core') if 'bench' in r))"
 $(PEERS_INSTALLED): constraints.txt pyproject.toml | $(INSTALLED)
-	$(INSTALL) --no-build-isolation -e '.[bench]' || echo 'Not all peers could be installed; the benchmarks name those missing.'
+	$(INSTALL) $$($(BIN)/python -c $(PEERS)) || echo 'Not all peers could be installed; the benchmarks name those missing.'
 	touch $@
 
 bench: setup $(PEERS_INSTALLED)
