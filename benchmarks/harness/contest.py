@@ -22,6 +22,8 @@ Make = Callable[[], Run]
 Time = Callable[[Run], float]
 
 MIN_ROUNDS, MAX_ROUNDS = 7, 101
+SLOW_SECONDS, SLOW_ROUNDS = 60.0, 3
+"""A race that has lasted so long ends after so many rounds."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def run_contest(
         ours, peers: makers by name.
         floor: what the machine allows.
         gradient: maker of one forward and backward pass of the same network.
-        seconds: rounds begin until this much time has passed, but at least `MIN_ROUNDS` and at most `MAX_ROUNDS`.
+        seconds: rounds begin until this much time has passed, but at least `MIN_ROUNDS`, or `SLOW_ROUNDS` of contestants
+            that take very long, and at most `MAX_ROUNDS`.
         timer: seconds per call of a function.
         clock: seconds, for the length of the race.
 
@@ -97,8 +100,7 @@ def run_contest(
 def _prepared(entry: Entry, make: Make, check: Check) -> _Racer:
     try:
         run = make()
-        error = check(wait_for(run()))
-        return _Racer(replace(entry, error=error, peak_mib=peak_mib(run)), run)
+        return _Racer(replace(entry, error=check(wait_for(run()))), run)
     except ImportError as missing:
         return _Racer(replace(entry, withheld=f"{MISSING}: {missing}"))
     except WrongAnswer as wrong:
@@ -110,12 +112,11 @@ def _prepared(entry: Entry, make: Make, check: Check) -> _Racer:
 def _race(runs: Sequence[Run], seconds: float, timer: Time, clock: Callable[[], float]) -> list[list[float]]:
     """Seconds per call of each run in each round."""
     gc.collect()
-    for run in runs:  # threads and clock frequencies are awake
-        timer(run)
     times: list[list[float]] = [[] for _ in runs]
-    end = clock() + seconds
+    start = clock()
     for done in range(MAX_ROUNDS):
-        if done >= MIN_ROUNDS and clock() >= end:
+        passed = clock() - start
+        if (done >= MIN_ROUNDS and passed >= seconds) or (done >= SLOW_ROUNDS and passed >= SLOW_SECONDS):
             break
         for own, run in zip(times, runs, strict=True):
             own.append(timer(run))
@@ -123,15 +124,20 @@ def _race(runs: Sequence[Run], seconds: float, timer: Time, clock: Callable[[], 
 
 
 def _check_again(racer: _Racer, check: Check) -> None:
-    """What was timed must still be right: buffers that are written again and again, graphs that are kept."""
-    assert racer.run is not None
+    """What was timed must still be right: buffers that are written again and again, graphs that are kept.
+
+    The memory of this call is measured along the way.
+    """
+    run, answers = racer.run, []
+    assert run is not None
     try:
-        check(wait_for(racer.run()))
+        peak = peak_mib(lambda: answers.append(wait_for(run())))
+        check(answers[0])
+        racer.entry = replace(racer.entry, peak_mib=peak)
     except Exception as wrong:  # as in _prepared
         racer.seconds = None
-        racer.entry = replace(
-            racer.entry, error=None, peak_mib=None, withheld=f"wrong after having been timed: {_first_line(wrong)}"
-        )
+        why = f"wrong after having been timed: {_first_line(wrong)}"
+        racer.entry = replace(racer.entry, error=None, withheld=why)
 
 
 def _rated(
