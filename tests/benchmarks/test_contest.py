@@ -52,14 +52,14 @@ class Stopwatch:
 
 def contest(watch, rounds=MIN_ROUNDS, **options):
     """Of `rounds` rounds."""
-    ticks = count()
+    ticks = count()  # the clock is read once at the start and once before each round
     result, _ = run_contest(
         "topic",
         "name",
         right,
         timer=watch,
         clock=lambda: float(next(ticks)),
-        seconds=rounds - MIN_ROUNDS + 1,
+        seconds=rounds + 1,
         **options,
     )
     return result, {entry.name: entry for entry in result.entries}
