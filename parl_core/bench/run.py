@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, import_extra
 
 RESULTS = Path("benchmarks", "results")
 """The committed results, in a checkout."""
@@ -41,8 +41,11 @@ def run_benchmarks(filters: Sequence[str], output: Path | None, seconds: float |
 
     Raises:
         ConfigError: there is no checkout, a filter is no part of any name, or none has them all.
+        MissingExtraError: pytest or pytest-benchmark is not installed.
     """
     root = checkout()
+    for module in ("pytest", "pytest_benchmark"):
+        import_extra(module, "bench", needed_for="parl bench")
     for part in filters:
         if not re.fullmatch(r"[\w.+-]+", part):
             raise ConfigError(f"a filter is a part of a benchmark's name, of letters, digits and -.+_, got '{part}'")
@@ -60,7 +63,7 @@ def run_benchmarks(filters: Sequence[str], output: Path | None, seconds: float |
     if status == _INTERRUPTED:
         raise KeyboardInterrupt
     if status not in (_PASSED, _FAILED):
-        raise ConfigError(f"pytest stopped with status {status}; it and pytest-benchmark come with: make bench")
+        raise ConfigError(f"pytest stopped with status {status}, and has said why")
     return status
 
 

@@ -70,7 +70,7 @@ def test_mistakes(commands, capsys, monkeypatch, tmp_path):
     commands.status = 5
     assert "no benchmark's name contains no and such; parl bench --list" in fails(capsys, "no", "such")
     commands.status = 4
-    assert "make bench" in fails(capsys)
+    assert "pytest stopped with status 4" in fails(capsys)
     assert "got 'a b'" in fails(capsys, "a b")
     assert "--seconds must be positive, got 0" in fails(capsys, "--seconds", "0")
     assert "none.json: No such file" in fails(capsys, "--compare", "none.json", "none.json")
@@ -79,6 +79,12 @@ def test_mistakes(commands, capsys, monkeypatch, tmp_path):
     assert "needs a checkout" in fails(capsys, "--list")
     assert "needs a checkout" in fails(capsys, "--table")
     assert len(commands) == 2
+
+
+def test_without_pytest_benchmark(commands, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytest_benchmark", None)
+    assert "pip install 'parl-core[bench]'" in fails(capsys)
+    assert not commands
 
 
 def test_compare_needs_no_checkout(capsys, monkeypatch, tmp_path):
