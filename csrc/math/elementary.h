@@ -47,6 +47,17 @@ PARL_INLINE double from_bits(std::int64_t bits) {
     memcpy(&x, &bits, sizeof x);
     return x;
 }
+// Shifted up, where bits may leave at the top: undefined for a signed scalar, not for a vector.
+PARL_INLINE std::int32_t shift_up(std::int32_t bits, int places) {
+    return static_cast<std::int32_t>(static_cast<std::uint32_t>(bits) << places);
+}
+PARL_INLINE std::int64_t shift_up(std::int64_t bits, int places) {
+    return static_cast<std::int64_t>(static_cast<std::uint64_t>(bits) << places);
+}
+template <typename Bits>
+PARL_INLINE Bits shift_up(Bits bits, int places) {
+    return bits << places;
+}
 PARL_INLINE float select(bool condition, float yes, float no) { return condition ? yes : no; }
 PARL_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
 
@@ -89,7 +100,7 @@ PARL_INLINE V maximum(V x, V y) {
 template <typename V>
 PARL_INLINE V power_of_two(V k) {
     using F = Format<typename ScalarOf<V>::type>;
-    return from_bits((to_bits(k + V(F::kRounder)) << F::kMantissa) + F::kOne);
+    return from_bits(shift_up(to_bits(k + V(F::kRounder)), F::kMantissa) + F::kOne);
 }
 
 // e^r − 1 for |r| ≤ ln(2)/2, by its series.
