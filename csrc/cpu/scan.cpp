@@ -6,6 +6,7 @@
 #include <omp.h>
 #endif
 
+#include "cpu/pages.h"
 #include "cpu/scan_kernels.h"
 
 namespace parl::cpu {
@@ -40,6 +41,11 @@ void in_parallel([[maybe_unused]] const Segments& segments, [[maybe_unused]] std
     range(std::int64_t{0}, segments.count);
 }
 
+template <typename T>
+void prepare_output(const Segments& segments, T* out) {
+    prefer_huge_pages(out, segments.steps() * static_cast<std::int64_t>(sizeof(T)));
+}
+
 }  // namespace
 
 std::int64_t first_decrease(const std::int64_t* offsets, std::int64_t count) {
@@ -54,6 +60,7 @@ std::int64_t first_decrease(const std::int64_t* offsets, std::int64_t count) {
 
 template <typename T>
 void discounted_scan(const T* values, Segments segments, T discount, bool reverse, int num_threads, T* out) {
+    prepare_output(segments, out);
     in_parallel(segments, 2, num_threads, [&](std::int64_t first, std::int64_t last) {
         PARL_DISPATCH(discounted_scan_range(values, segments, first, last, discount, reverse, out));
     });
@@ -62,6 +69,7 @@ void discounted_scan(const T* values, Segments segments, T discount, bool revers
 template <typename T>
 void linear_recurrence(const T* values, const T* coefficients, Segments segments, bool reverse,
                        int num_threads, T* out) {
+    prepare_output(segments, out);
     in_parallel(segments, 3, num_threads, [&](std::int64_t first, std::int64_t last) {
         PARL_DISPATCH(linear_recurrence_range(values, coefficients, segments, first, last, reverse, out));
     });
@@ -69,6 +77,7 @@ void linear_recurrence(const T* values, const T* coefficients, Segments segments
 
 template <typename T>
 void lambda_returns(const Returns<T>& returns, Segments segments, bool add_values, int num_threads, T* out) {
+    prepare_output(segments, out);
     in_parallel(segments, 3, num_threads, [&](std::int64_t first, std::int64_t last) {
         PARL_DISPATCH(lambda_returns_range(returns, segments, first, last, add_values, out));
     });
@@ -77,6 +86,8 @@ void lambda_returns(const Returns<T>& returns, Segments segments, bool add_value
 template <typename T>
 void vtrace(const Returns<T>& returns, const T* log_ratios, Clips<T> clips, Segments segments,
             int num_threads, T* targets, T* advantages) {
+    prepare_output(segments, targets);
+    prepare_output(segments, advantages);
     in_parallel(segments, 5, num_threads, [&](std::int64_t first, std::int64_t last) {
         PARL_DISPATCH(vtrace_range(returns, log_ratios, clips, segments, first, last, targets, advantages));
     });
