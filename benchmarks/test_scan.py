@@ -28,26 +28,30 @@ def traffic(problem: Problem, arrays: int) -> Any:
     return copy_floor(arrays * problem.rewards.nbytes)
 
 
+def right(problem: Problem, op: str) -> Callable[[Any], float]:
+    """Rows or flat steps, against the float64 reference."""
+    expected = reference(problem)[op]
+    check = against(expected, RTOL)
+    shape = problem.rewards.shape
+
+    def error(answer: Any) -> float:
+        return check([x.reshape(shape) for x in answer] if isinstance(expected, tuple) else answer.reshape(shape))
+
+    return error
+
+
 def ours(problem: Problem, op: Callable[..., Any], *names: str, **options: Any) -> dict[str, Any]:
     """`op` of the arrays called `names`: on rows, on ragged trajectories, and on rows in other backends."""
     rows = [getattr(problem, name) for name in names]
     flat = [x.reshape(-1) for x in rows]
-    shape = rows[0].shape
 
     def dense(backend: str | None) -> Callable[[], Callable[[], Any]]:
         return lambda: lambda: op(*rows, **options, backend=backend)
 
-    def ragged() -> Callable[[], Any]:
-        def run() -> Any:
-            out = op(*flat, **options, offsets=problem.offsets)
-            return out.view(shape) if isinstance(out, Tensor) else [x.view(shape) for x in out]
-
-        return run
-
     others = [name for name in available_backends() if name == "numba"]
     return {
         "parl-core": dense(None),
-        "parl-core, ragged": ragged,
+        "parl-core, ragged": lambda: lambda: op(*flat, **options, offsets=problem.offsets),
         **{f"parl-core, {name}": dense(name) for name in others},
     }
 
@@ -60,7 +64,7 @@ def numba(make: Callable[[Problem, bool], Any], problem: Problem) -> dict[str, A
 def test_returns(contest, shape):
     problem = make_problem(*shape)
     contest(
-        against(reference(problem)["returns"], RTOL),
+        right(problem, "returns"),
         ours=ours(problem, discounted_returns, "rewards", discount=DISCOUNT),
         peers={
             **numba(peers.numba_returns, problem),
@@ -75,7 +79,7 @@ def test_returns(contest, shape):
 def test_prefix_sum(contest, shape):
     problem = make_problem(*shape)
     contest(
-        against(reference(problem)["prefix_sum"], RTOL),
+        right(problem, "prefix_sum"),
         ours=ours(problem, prefix_sum, "rewards"),
         peers={**numba(peers.numba_prefix_sum, problem), "torch.cumsum": lambda: lambda: problem.rewards.cumsum(1)},
         floor=traffic(problem, 2),
@@ -87,7 +91,7 @@ def test_gae(contest, shape):
     problem = make_problem(*shape)
     options: dict[str, Any] = {"discount": DISCOUNT, "gae_lambda": LAMBDA, "bootstrap": problem.bootstrap}
     contest(
-        against(reference(problem)["gae"], RTOL),
+        right(problem, "gae"),
         ours=ours(problem, gae, "rewards", "values", **options),
         peers={**numba(peers.numba_gae, problem), "torchrl": lambda: peers.torchrl_gae(problem)},
         floor=traffic(problem, 3),
@@ -99,7 +103,7 @@ def test_td_lambda(contest, shape):
     problem = make_problem(*shape)
     options: dict[str, Any] = {"discount": DISCOUNT, "trace_lambda": LAMBDA, "bootstrap": problem.bootstrap}
     contest(
-        against(reference(problem)["td_lambda"], RTOL),
+        right(problem, "td_lambda"),
         ours=ours(problem, td_lambda, "rewards", "values", **options),
         peers={"torchrl": lambda: peers.torchrl_td_lambda(problem)},
         floor=traffic(problem, 3),
@@ -111,7 +115,7 @@ def test_vtrace(contest, shape):
     problem = make_problem(*shape)
     options: dict[str, Any] = {"discount": DISCOUNT, "bootstrap": problem.bootstrap}
     contest(
-        against(reference(problem)["vtrace"], RTOL),
+        right(problem, "vtrace"),
         ours=ours(problem, vtrace, "log_ratios", "rewards", "values", **options),
         peers={**numba(peers.numba_vtrace, problem), "torchrl": lambda: peers.torchrl_vtrace(problem)},
         floor=traffic(problem, 5),
@@ -149,7 +153,7 @@ def test_beyond_the_cache_returns(contest, shape):
 
     best = ours(problem, discounted_returns, "rewards", discount=DISCOUNT)
     contest(
-        against(reference(problem)["returns"], RTOL),
+        right(problem, "returns"),
         ours={**best, "parl-core, kernel alone": lambda: kernel},
         peers=numba(peers.numba_returns, problem),
         floor=traffic(problem, 2),
@@ -169,7 +173,7 @@ def test_beyond_the_cache_gae(contest, shape):
 
     options: dict[str, Any] = {"discount": DISCOUNT, "gae_lambda": LAMBDA, "bootstrap": problem.bootstrap}
     contest(
-        against(reference(problem)["gae"], RTOL),
+        right(problem, "gae"),
         ours={**ours(problem, gae, "rewards", "values", **options), "parl-core, kernel alone": lambda: kernel},
         peers=numba(peers.numba_gae, problem),
         floor=traffic(problem, 3),
@@ -190,7 +194,7 @@ def test_beyond_the_cache_vtrace(contest, shape):
     options: dict[str, Any] = {"discount": DISCOUNT, "bootstrap": problem.bootstrap}
     best = ours(problem, vtrace, "log_ratios", "rewards", "values", **options)
     contest(
-        against(reference(problem)["vtrace"], RTOL),
+        right(problem, "vtrace"),
         ours={**best, "parl-core, kernel alone": lambda: kernel},
         peers=numba(peers.numba_vtrace, problem),
         floor=traffic(problem, 5),

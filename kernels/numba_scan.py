@@ -7,7 +7,8 @@ import numba
 import numpy as np
 
 # Below this many elements a thread costs more to wake than it saves; the parallel variants are slow to compile.
-_PARALLEL_ELEMENTS = 1 << 18
+# They are functions of their own, since numba's cache does not tell the options of one function apart.
+_PARALLEL_ELEMENTS = 1 << 16
 
 
 def _in_parallel(steps: int, trajectories: int, num_threads: int) -> bool:
@@ -16,12 +17,6 @@ def _in_parallel(steps: int, trajectories: int, num_threads: int) -> bool:
     available: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     numba.set_num_threads(min(num_threads, available))
     return True
-
-
-def _both(trajectories):
-    """A loop over trajectories compiled for one thread and for several."""
-    options = {"cache": True, "nogil": True}
-    return numba.njit(**options)(trajectories), numba.njit(parallel=True, **options)(trajectories)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -37,7 +32,14 @@ def _scan_trajectory(values, out, start, stop, discount, reverse):
             out[i] = carry
 
 
+@numba.njit(cache=True, nogil=True)
 def _scan(values, discount, offsets, out, reverse):
+    for n in range(len(offsets) - 1):
+        _scan_trajectory(values, out, offsets[n], offsets[n + 1], discount, reverse)
+
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def _scan_parallel(values, discount, offsets, out, reverse):
     for n in numba.prange(len(offsets) - 1):
         _scan_trajectory(values, out, offsets[n], offsets[n + 1], discount, reverse)
 
@@ -56,7 +58,14 @@ def _recur_trajectory(values, coefficients, out, start, stop, reverse):
                 out[i] += coefficients[i - 1] * out[i - 1]
 
 
+@numba.njit(cache=True, nogil=True)
 def _recur(values, coefficients, offsets, out, reverse):
+    for n in range(len(offsets) - 1):
+        _recur_trajectory(values, coefficients, out, offsets[n], offsets[n + 1], reverse)
+
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def _recur_parallel(values, coefficients, offsets, out, reverse):
     for n in numba.prange(len(offsets) - 1):
         _recur_trajectory(values, coefficients, out, offsets[n], offsets[n + 1], reverse)
 
@@ -71,7 +80,16 @@ def _estimate_trajectory(rewards, values, next_value, out, start, stop, discount
         out[i] = advantage + values[i] if add_values else advantage
 
 
+@numba.njit(cache=True, nogil=True)
 def _estimate(rewards, values, bootstrap, offsets, out, discount, decay, add_values):
+    for n in range(len(offsets) - 1):
+        _estimate_trajectory(
+            rewards, values, bootstrap[n], out, offsets[n], offsets[n + 1], discount, decay, add_values
+        )
+
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def _estimate_parallel(rewards, values, bootstrap, offsets, out, discount, decay, add_values):
     for n in numba.prange(len(offsets) - 1):
         _estimate_trajectory(
             rewards, values, bootstrap[n], out, offsets[n], offsets[n + 1], discount, decay, add_values
@@ -96,7 +114,29 @@ def _correct_trajectory(
         next_target = targets[i]
 
 
+@numba.njit(cache=True, nogil=True)
 def _correct(log_ratios, rewards, values, bootstrap, offsets, targets, advantages, discount, decay, rho_clip, c_clip):
+    for n in range(len(offsets) - 1):
+        _correct_trajectory(
+            log_ratios,
+            rewards,
+            values,
+            bootstrap[n],
+            targets,
+            advantages,
+            offsets[n],
+            offsets[n + 1],
+            discount,
+            decay,
+            rho_clip,
+            c_clip,
+        )
+
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def _correct_parallel(
+    log_ratios, rewards, values, bootstrap, offsets, targets, advantages, discount, decay, rho_clip, c_clip
+):
     for n in numba.prange(len(offsets) - 1):
         _correct_trajectory(
             log_ratios,
@@ -114,14 +154,11 @@ def _correct(log_ratios, rewards, values, bootstrap, offsets, targets, advantage
         )
 
 
-_SCAN, _RECUR, _ESTIMATE, _CORRECT = _both(_scan), _both(_recur), _both(_estimate), _both(_correct)
-
-
 def discounted_scan(
     values: np.ndarray, discount: float, offsets: np.ndarray, out: np.ndarray, reverse: bool, num_threads: int
 ) -> None:
     """Write the scan of `values` with the coefficient `discount` into `out`."""
-    scan = _SCAN[_in_parallel(len(values), len(offsets) - 1, num_threads)]
+    scan = _scan_parallel if _in_parallel(len(values), len(offsets) - 1, num_threads) else _scan
     # Numbers in the dtype of the values, here and below: a Python float would widen float32 arithmetic.
     scan(values, values.dtype.type(discount), offsets, out, reverse)
 
@@ -135,7 +172,7 @@ def linear_recurrence(
     num_threads: int,
 ) -> None:
     """Write the recurrence of `values` with a coefficient for every step into `out`."""
-    recur = _RECUR[_in_parallel(len(values), len(offsets) - 1, num_threads)]
+    recur = _recur_parallel if _in_parallel(len(values), len(offsets) - 1, num_threads) else _recur
     recur(values, coefficients, offsets, out, reverse)
 
 
@@ -151,7 +188,7 @@ def lambda_returns(
     num_threads: int,
 ) -> None:
     """Write generalized advantage estimates, plus the values if `add_values`, into `out`."""
-    estimate = _ESTIMATE[_in_parallel(len(rewards), len(offsets) - 1, num_threads)]
+    estimate = _estimate_parallel if _in_parallel(len(rewards), len(offsets) - 1, num_threads) else _estimate
     number = rewards.dtype.type
     estimate(rewards, values, bootstrap, offsets, out, number(discount), number(discount * trace_lambda), add_values)
 
@@ -171,6 +208,6 @@ def vtrace(
     num_threads: int,
 ) -> None:
     """Write V-trace's value targets and policy-gradient advantages."""
-    correct = _CORRECT[_in_parallel(len(rewards), len(offsets) - 1, num_threads)]
+    correct = _correct_parallel if _in_parallel(len(rewards), len(offsets) - 1, num_threads) else _correct
     numbers = (rewards.dtype.type(x) for x in (discount, discount * trace_lambda, rho_clip, c_clip))
     correct(log_ratios, rewards, values, bootstrap, offsets, targets, advantages, *numbers)

@@ -37,7 +37,8 @@ def make_problem(num_trajectories: int, horizon: int) -> Problem:
     generator = torch.Generator().manual_seed(0)
     steps = [torch.randn(num_trajectories, horizon, generator=generator) for _ in range(3)]
     bootstrap = torch.randn(num_trajectories, generator=generator)
-    return Problem(0.3 * steps[0], *steps[1:], bootstrap, torch.arange(num_trajectories + 1) * horizon)
+    log_ratios, rewards, values = steps
+    return Problem(0.3 * log_ratios, rewards, values, bootstrap, torch.arange(num_trajectories + 1) * horizon)
 
 
 def reference(problem: Problem) -> dict[str, Any]:
@@ -118,8 +119,8 @@ def numba_gae(problem: Problem, parallel: bool) -> Run:
                 out[n, h] = carry
         return out
 
-    _, *arrays = problem.arrays()
-    return lambda: gae(*arrays, np.float32(DISCOUNT), np.float32(LAMBDA))
+    _, rewards, values, bootstrap = problem.arrays()
+    return lambda: gae(rewards, values, bootstrap, np.float32(DISCOUNT), np.float32(LAMBDA))
 
 
 def numba_vtrace(problem: Problem, parallel: bool) -> Run:
@@ -139,8 +140,8 @@ def numba_vtrace(problem: Problem, parallel: bool) -> Run:
                 next_target = targets[n, h] = after + carry
         return targets, advantages
 
-    arrays = problem.arrays()
-    return lambda: vtrace(*arrays, np.float32(DISCOUNT))
+    log_ratios, rewards, values, bootstrap = problem.arrays()
+    return lambda: vtrace(log_ratios, rewards, values, bootstrap, np.float32(DISCOUNT))
 
 
 def scipy_returns(problem: Problem) -> Run:
@@ -148,7 +149,7 @@ def scipy_returns(problem: Problem) -> Run:
     from scipy.signal import lfilter
 
     _, rewards, _, _ = problem.arrays()
-    one, decay = np.float32([1.0]), np.float32([1.0, -DISCOUNT])
+    one, decay = np.array([1.0], np.float32), np.array([1.0, -DISCOUNT], np.float32)
     return lambda: lfilter(one, decay, rewards[:, ::-1], axis=1)[:, ::-1]
 
 

@@ -13,7 +13,7 @@ namespace parl::cpu {
 namespace {
 
 // Below this many elements read and written, waking a thread costs more than it saves.
-constexpr std::int64_t kParallelElements = std::int64_t{1} << 18;
+constexpr std::int64_t kParallelElements = std::int64_t{1} << 16;
 
 // The first trajectory of part `k` of `parts` with about as many steps each.
 std::int64_t split(const Segments& segments, std::int64_t k, std::int64_t parts) {

@@ -96,7 +96,9 @@ def is_differentiated(*tensors: Tensor | None) -> bool:
 
 def plain(tensor: Tensor) -> Tensor:
     """`tensor` as kernels read it: without its graph, contiguous, its sign resolved."""
-    return tensor.detach().contiguous().resolve_neg()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
 
 
 def plain_offsets(offsets: Tensor | None, steps: Tensor, backend: str) -> Tensor | None:
