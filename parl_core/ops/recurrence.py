@@ -22,7 +22,6 @@ from .segments import (
     ON_CPU,
     SINGLE_AND_DOUBLE,
     as_offsets,
-    check_hidden_offsets,
     check_steps,
     from_time_major,
     is_differentiated,
@@ -135,7 +134,6 @@ def _differentiable(
     values: Tensor, coefficients: Tensor | float, offsets: Tensor | None, reverse: bool, backend: str
 ) -> Tensor:
     if is_differentiated(values, coefficients if isinstance(coefficients, Tensor) else None, offsets):
-        check_hidden_offsets(offsets, values)
         return _Recurrence.apply(values, coefficients, offsets, reverse, backend)
     # Nobody differentiates: spare the bookkeeping of autograd, which takes longer than a short scan.
     return _run(values, coefficients, offsets, reverse, backend)
