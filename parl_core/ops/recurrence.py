@@ -22,6 +22,7 @@ from .segments import (
     ON_CPU,
     SINGLE_AND_DOUBLE,
     as_offsets,
+    check_hidden_offsets,
     check_steps,
     from_time_major,
     is_differentiated,
@@ -219,6 +220,7 @@ class _Recurrence(torch.autograd.Function):
         if isinstance(coefficients, Tensor):
             coefficients = batched(coefficients, in_dims[1])
         if offsets is not None:
+            check_hidden_offsets(offsets, values)
             starts = torch.arange(batch, device=values.device).unsqueeze(1) * steps  # (B, 1)
             inner = (offsets[:-1] + starts).reshape(-1)  # (B·N,)
             offsets = torch.cat([inner, inner.new_full((1,), batch * steps)])
