@@ -80,13 +80,13 @@ def reference(values: Tensor, coefficients: Tensor | float, offsets: Tensor | No
     """The specification, on any device: pad to (horizon, N), loop over time, and take the steps back out."""
     offsets = as_offsets(values, offsets)
     x = time_major(values, offsets)
+    c = time_major(coefficients, offsets) if isinstance(coefficients, Tensor) else torch.full_like(x, coefficients)
     horizon, number = x.shape
-    c = time_major(coefficients, offsets) if isinstance(coefficients, Tensor) else x.new_full(x.shape, coefficients)
-    lengths, carry = offsets.diff(), x.new_zeros(number)
+    carry = x.new_zeros(number)
     for h in reversed(range(horizon)) if reverse else range(horizon):
-        link = c[h] if reverse else c[max(h - 1, 0)]
-        linked = h + 1 < lengths if reverse else h > 0
-        carry = x[h] = x[h] + torch.where(torch.as_tensor(linked, device=x.device), link * carry, 0)
+        link = c[h] if reverse else c[h - 1]
+        linked = h + 1 < offsets.diff() if reverse else torch.full((number,), h > 0, device=x.device)
+        carry = x[h] = x[h] + torch.where(linked, link * carry, 0)
     return from_time_major(x, offsets, values)
 
 
