@@ -12,8 +12,9 @@
 namespace parl::cpu {
 namespace {
 
-// Below this many elements read and written, waking a thread costs more than it saves.
-constexpr std::int64_t kParallelElements = std::int64_t{1} << 16;
+// Elements read and written below which one thread does all. A second one pays from a quarter of this on, by
+// a few microseconds; but where other processes want the cores, waiting for it takes milliseconds.
+constexpr std::int64_t kParallelElements = std::int64_t{1} << 17;
 
 // The first trajectory of part `k` of `parts` with about as many steps each.
 std::int64_t split(const Segments& segments, std::int64_t k, std::int64_t parts) {

@@ -158,7 +158,7 @@ def test_bits_depend_neither_on_the_place_nor_on_threads(kernel, reverse):
     native = pytest.importorskip("parl_core._native")
     if kernel != "cpp":
         pytest.skip("of the compiled kernels")
-    lengths = [37, 5, 0, 61, 16, 1] * 2200
+    lengths = [37, 5, 0, 61, 16, 1] * 1100
     values, offsets = random_values(sum(lengths), dtype=torch.float32), offsets_of(lengths)
     outs = []
     for threads in (1, 2, 3):
