@@ -1,16 +1,26 @@
 """Differentiable operations on ragged trajectories, each with a plain reference and faster backends.
 
 Ragged data is a flat tensor (T,) and `offsets` (N+1,) int64: trajectory n is values[offsets[n]:offsets[n+1]].
+Trajectories of one length may come as rows (N, H) instead.
 """
 
+from .gae import gae
+from .recurrence import linear_recurrence
 from .registry import BackendError, available_backends, backend, support_table
 from .scan import discounted_returns, prefix_sum
+from .td_lambda import td_lambda
+from .vtrace import VTrace, vtrace
 
 __all__ = [
     "BackendError",
+    "VTrace",
     "available_backends",
     "backend",
     "discounted_returns",
+    "gae",
+    "linear_recurrence",
     "prefix_sum",
     "support_table",
+    "td_lambda",
+    "vtrace",
 ]

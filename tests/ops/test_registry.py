@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from parl_core.errors import UnknownNameError
-from parl_core.ops import BackendError, available_backends, backend, prefix_sum, registry, scan, support_table
+from parl_core.ops import BackendError, available_backends, backend, prefix_sum, recurrence, registry, support_table
 
 VALUES = torch.zeros(3)
 
@@ -148,13 +148,13 @@ def test_context_is_of_its_task(op):
 def record_kernels(monkeypatch):
     """The list that will hold the backends of the scans from now on."""
     used = []
-    kernel = scan._OP.kernel
+    kernel = recurrence._DISCOUNTED.kernel
 
     def recording(name):
         used.append(name)
         return kernel(name)
 
-    monkeypatch.setattr(scan._OP, "kernel", recording)
+    monkeypatch.setattr(recurrence._DISCOUNTED, "kernel", recording)
     return used
 
 
