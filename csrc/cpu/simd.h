@@ -8,6 +8,10 @@
 #error "simd.h is for sources that are compiled once for each instruction set: see isa.h"
 #endif
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 
 #include "math/elementary.h"
@@ -106,10 +110,21 @@ struct Vec {
         __builtin_memcpy(to, &v, static_cast<unsigned>(count) * sizeof(T));
     }
 
+    // 0, 1, 2, …
+    static PARL_INLINE Vec iota() {
+        T lanes[kWidth];
+        for (int i = 0; i < kWidth; ++i) lanes[i] = static_cast<T>(i);
+        return load(lanes);
+    }
+
+    // By halves, which is exacter and quicker than lane after lane.
     PARL_INLINE T sum() const {
-        T total = v[0];
-        for (int i = 1; i < kWidth; ++i) total += v[i];
-        return total;
+        T lanes[kWidth];
+        store(lanes);
+        for (int half = kWidth / 2; half > 0; half /= 2) {
+            for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+        }
+        return lanes[0];
     }
 };
 
@@ -162,5 +177,14 @@ template <typename T>
 PARL_INLINE Vec<T> from_bits(Lanes<T> bits) {
     return {reinterpret_cast<typename Vec<T>::Native>(bits.v)};
 }
+
+#if defined(__AVX512F__)
+PARL_INLINE Vec<float> scale_by_power_of_two(Vec<float> x, Vec<float> k) {
+    return {_mm512_scalef_ps(x.v, k.v)};
+}
+PARL_INLINE Vec<double> scale_by_power_of_two(Vec<double> x, Vec<double> k) {
+    return {_mm512_scalef_pd(x.v, k.v)};
+}
+#endif
 
 }  // namespace parl::cpu::PARL_ISA

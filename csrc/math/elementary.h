@@ -62,6 +62,7 @@ struct Format<float> {
     static constexpr float kRounder = 12582912.0f, kSmallest = 1.17549435e-38f, kInfinity = __builtin_inff();
     static constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
     static constexpr float kExpOverflow = 89.0f, kExpUnderflow = -104.0f, kTanhIsOne = 10.0f;
+    static constexpr float kBelowNormal = -127.0f;
 };
 template <>
 struct Format<double> {
@@ -73,6 +74,7 @@ struct Format<double> {
     static constexpr double kLog2E = 1.4426950408889634, kLn2High = 6.93147180369123816490e-01;
     static constexpr double kLn2Low = 1.90821492927058770002e-10;
     static constexpr double kExpOverflow = 710.0, kExpUnderflow = -746.0, kTanhIsOne = 20.0;
+    static constexpr double kBelowNormal = -1023.0;
 };
 
 template <typename V>
@@ -85,11 +87,25 @@ PARL_INLINE V maximum(V x, V y) {
     return select(x < y, y, x);  // of a NaN x: x
 }
 
-// 2^k for an integer-valued k within the exponents of normal numbers.
+template <typename V>
+PARL_INLINE V minimum(V x, V y) {
+    return select(y < x, y, x);  // of a NaN x: x
+}
+
+// 2^k for an integer-valued k within the exponents of normal numbers, 0 for the one below them.
 template <typename V>
 PARL_INLINE V power_of_two(V k) {
     using F = Format<typename ScalarOf<V>::type>;
     return from_bits((to_bits(k + V(F::kRounder)) << F::kMantissa) + F::kOne);
+}
+
+// x·2^k for an integer-valued k, in two factors, since 2^k itself may be denormal or infinite where x·2^k is
+// not. A machine that has an instruction for it overloads this.
+template <typename V>
+PARL_INLINE V scale_by_power_of_two(V x, V k) {
+    using F = Format<typename ScalarOf<V>::type>;
+    const V half = (k * V(0.5) + V(F::kRounder)) - V(F::kRounder);
+    return x * power_of_two(half) * power_of_two(k - half);
 }
 
 // e^r − 1 for |r| ≤ ln(2)/2, by its series.
@@ -126,45 +142,42 @@ struct Reduced {
 template <typename V>
 PARL_INLINE Reduced<V> reduce_by_ln2(V x) {
     using F = Format<typename ScalarOf<V>::type>;
-    x = select(x > V(F::kExpOverflow), V(F::kExpOverflow), x);
-    x = select(x < V(F::kExpUnderflow), V(F::kExpUnderflow), x);
+    x = maximum(minimum(x, V(F::kExpOverflow)), V(F::kExpUnderflow));
     const V k = (x * V(F::kLog2E) + V(F::kRounder)) - V(F::kRounder);
     return {k, (x - k * V(F::kLn2High)) - k * V(F::kLn2Low)};
 }
 
+// e^x and e^x − 1, of one reduction; what is not used is not computed.
 template <typename V>
-PARL_INLINE V exp(V x) {
+struct Exponentials {
+    V exp, expm1;
+};
+template <typename V>
+PARL_INLINE Exponentials<V> exponentials(V x) {
     using F = Format<typename ScalarOf<V>::type>;
     const Reduced<V> reduced = reduce_by_ln2(x);
-    // In two factors, since 2^k itself may be denormal or infinite where e^x is not.
-    const V half = (reduced.k * V(0.5) + V(F::kRounder)) - V(F::kRounder);
-    return (expm1_reduced(reduced.r) + V(1)) * power_of_two(half) * power_of_two(reduced.k - half);
+    const V tail = expm1_reduced(reduced.r);
+    // Half of 2^k, since 2^k is infinite for the largest x. Where it would be denormal, e^x − 1 is −1.
+    const V half = power_of_two(maximum(reduced.k - V(1), V(F::kBelowNormal)));
+    const V half_expm1 = half * tail + (half - V(0.5));
+    return {scale_by_power_of_two(tail + V(1), reduced.k), half_expm1 + half_expm1};
+}
+
+template <typename V>
+PARL_INLINE V exp(V x) {
+    return exponentials(x).exp;
 }
 
 template <typename V>
 PARL_INLINE V expm1(V x) {
-    const Reduced<V> reduced = reduce_by_ln2(x);
-    const V tail = expm1_reduced(reduced.r);
-    const V k = select(absolute(reduced.k) < V(64), reduced.k, V(0));
-    const V scale = power_of_two(k);
-    return select(absolute(reduced.k) < V(64), scale * tail + (scale - V(1)), exp(x) - V(1));
+    return exponentials(x).expm1;
 }
 
+// log(2^e·(1 + f)) for f in [√½ − 1, √2 − 1].
 template <typename V>
-PARL_INLINE V log(V x) {
+PARL_INLINE V log_reduced(V f, V e) {
     using S = typename ScalarOf<V>::type;
     using F = Format<S>;
-    // Denormal numbers are lifted into the normal range.
-    const V lift = V(S(typename F::Bits(1) << F::kMantissa));
-    const V normal = select(x < V(F::kSmallest), x * lift, x);
-    const V shift = select(x < V(F::kSmallest), V(S(-F::kMantissa)), V(0));
-    // normal = 2^e · m with m in [√½, √2).
-    constexpr typename F::Bits kRootHalf = sizeof(S) == 4 ? 0x3f3504f3 : 0x3fe6a09e667f3bcd;
-    const auto bits = to_bits(normal) + (F::kOne - kRootHalf);
-    const auto exponent = (bits >> F::kMantissa) - (F::kOne >> F::kMantissa);
-    const V e = (from_bits(exponent + to_bits(S(F::kRounder))) - V(F::kRounder)) + shift;
-    const V m = from_bits((bits & F::kMantissaMask) + kRootHalf);
-    const V f = m - V(1);
     const V s = f / (V(2) + f), z = s * s;
     V series;
     if constexpr (sizeof(S) == 4) {
@@ -183,7 +196,24 @@ PARL_INLINE V log(V x) {
     series = series * z + V(S(2.0 / 5));
     series = series * z + V(S(2.0 / 3));
     const V square = V(0.5) * f * f;
-    V value = e * V(F::kLn2High) + (f - (square - (s * (square + series * z) + e * V(F::kLn2Low))));
+    return e * V(F::kLn2High) + (f - (square - (s * (square + series * z) + e * V(F::kLn2Low))));
+}
+
+template <typename V>
+PARL_INLINE V log(V x) {
+    using S = typename ScalarOf<V>::type;
+    using F = Format<S>;
+    // Denormal numbers are lifted into the normal range.
+    const V lift = V(S(typename F::Bits(1) << F::kMantissa));
+    const V normal = select(x < V(F::kSmallest), x * lift, x);
+    const V shift = select(x < V(F::kSmallest), V(S(-F::kMantissa)), V(0));
+    // normal = 2^e · m with m in [√½, √2).
+    constexpr typename F::Bits kRootHalf = sizeof(S) == 4 ? 0x3f3504f3 : 0x3fe6a09e667f3bcd;
+    const auto bits = to_bits(normal) + (F::kOne - kRootHalf);
+    const auto exponent = (bits >> F::kMantissa) - (F::kOne >> F::kMantissa);
+    const V e = (from_bits(exponent + to_bits(S(F::kRounder))) - V(F::kRounder)) + shift;
+    const V m = from_bits((bits & F::kMantissaMask) + kRootHalf);
+    V value = log_reduced(m - V(1), e);
     value = select(x == V(F::kInfinity), x, value);
     value = select(x == V(0), V(-F::kInfinity), value);
     value = select(x < V(0), V(__builtin_nan("")), value);
