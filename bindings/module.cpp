@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 
 namespace parl::bindings {
+void bind_divergence(pybind11::module_& module);
 void bind_isa(pybind11::module_& module);
 void bind_scan(pybind11::module_& module);
 }  // namespace parl::bindings
@@ -8,6 +9,7 @@ void bind_scan(pybind11::module_& module);
 PYBIND11_MODULE(_native, module) {
     module.doc() =
         "Compiled CPU kernels. Private: parl_core.ops validates, differentiates and dispatches to them.";
+    parl::bindings::bind_divergence(module);
     parl::bindings::bind_isa(module);
     parl::bindings::bind_scan(module);
 }

@@ -8,7 +8,7 @@
 #error "simd.h is for sources that are compiled once for each instruction set: see isa.h"
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -178,13 +178,27 @@ PARL_INLINE Vec<T> from_bits(Lanes<T> bits) {
     return {reinterpret_cast<typename Vec<T>::Native>(bits.v)};
 }
 
+// What the machine has instructions for. Of a NaN and a number, min and max give their second argument.
 #if defined(__AVX512F__)
+PARL_INLINE Vec<float> minimum(Vec<float> x, Vec<float> y) { return {_mm512_maskz_min_ps(0xffff, y.v, x.v)}; }
+PARL_INLINE Vec<float> maximum(Vec<float> x, Vec<float> y) { return {_mm512_maskz_max_ps(0xffff, y.v, x.v)}; }
+PARL_INLINE Vec<double> minimum(Vec<double> x, Vec<double> y) {
+    return {_mm512_maskz_min_pd(0xff, y.v, x.v)};
+}
+PARL_INLINE Vec<double> maximum(Vec<double> x, Vec<double> y) {
+    return {_mm512_maskz_max_pd(0xff, y.v, x.v)};
+}
 PARL_INLINE Vec<float> scale_by_power_of_two(Vec<float> x, Vec<float> k) {
-    return {_mm512_scalef_ps(x.v, k.v)};
+    return {_mm512_maskz_scalef_ps(0xffff, x.v, k.v)};
 }
 PARL_INLINE Vec<double> scale_by_power_of_two(Vec<double> x, Vec<double> k) {
-    return {_mm512_scalef_pd(x.v, k.v)};
+    return {_mm512_maskz_scalef_pd(0xff, x.v, k.v)};
 }
+#elif defined(__AVX2__)
+PARL_INLINE Vec<float> minimum(Vec<float> x, Vec<float> y) { return {_mm256_min_ps(y.v, x.v)}; }
+PARL_INLINE Vec<float> maximum(Vec<float> x, Vec<float> y) { return {_mm256_max_ps(y.v, x.v)}; }
+PARL_INLINE Vec<double> minimum(Vec<double> x, Vec<double> y) { return {_mm256_min_pd(y.v, x.v)}; }
+PARL_INLINE Vec<double> maximum(Vec<double> x, Vec<double> y) { return {_mm256_max_pd(y.v, x.v)}; }
 #endif
 
 }  // namespace parl::cpu::PARL_ISA
