@@ -113,8 +113,8 @@ struct Terms {
     Terms(const DivergenceTerm& term, Output output, double gradient_scale)
         : compute(block_of<C>(term, output)),
           alpha(static_cast<C>(term.alpha)),
-          scale(static_cast<C>(output == Output::kFirst && term.flipped ? -gradient_scale : gradient_scale)) {
-    }
+          scale(static_cast<C>(output == Output::kFirst && term.flipped ? -gradient_scale : gradient_scale)),
+          flipped(term.flipped) {}
 
     double operator()(const T* x, std::int64_t count, const T* weights, T* out) const {
         double total = 0;

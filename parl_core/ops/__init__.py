@@ -3,6 +3,7 @@
 Ragged data is a flat tensor (T,) and `offsets` (N+1,) int64: trajectory n is values[offsets[n]:offsets[n+1]].
 """
 
+from .f_divergence import f_divergence
 from .registry import BackendError, available_backends, backend, support_table
 from .scan import discounted_returns, prefix_sum
 
@@ -11,6 +12,7 @@ __all__ = [
     "available_backends",
     "backend",
     "discounted_returns",
+    "f_divergence",
     "prefix_sum",
     "support_table",
 ]
