@@ -123,7 +123,7 @@ def _load_sum() -> Kernel:
         log_ratio: Tensor, offsets: Tensor | None, weights: Tensor | None, term: Term, gradient: Tensor | None
     ) -> Tensor:
         value = native(log_ratio, offsets, weights, gradient, *term, torch.get_num_threads())
-        return torch.tensor(value, dtype=log_ratio.dtype)
+        return torch.scalar_tensor(value, dtype=log_ratio.dtype)
 
     return cpp
 
@@ -189,21 +189,20 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         log_ratio, weights, offsets = ctx.saved_tensors
-        wants_ratio, wants_weights = ctx.needs_input_grad[:2]
         gradient, ctx.gradient = ctx.gradient, None
         differentiated = torch.is_grad_enabled() or is_functorch_wrapped_tensor(cotangent)
-        sums = None
-        if differentiated or wants_weights or gradient is None:
-            sums = _trajectory_sums(log_ratio, offsets)
-        if not wants_ratio:
-            gradient = None
-        elif differentiated or gradient is None:
+        if gradient is not None and not differentiated and not ctx.needs_input_grad[1]:
+            if cotangent.device.type != "cpu" or cotangent.item() != 1.0:
+                gradient.mul_(cotangent)
+            return gradient, *(None,) * 4
+        sums = _trajectory_sums(log_ratio, offsets)
+        by_ratio = by_weights = None
+        if ctx.needs_input_grad[0]:
             scale = 1.0 / len(sums) if weights is None else weights
-            gradient = _to_steps(cotangent * scale * _terms(sums, ctx.term, 1, ctx.backend), offsets)
-        elif cotangent.device.type != "cpu" or cotangent.item() != 1.0:
-            gradient.mul_(cotangent)
-        by_weights = cotangent * _terms(sums, ctx.term, 0, ctx.backend) if wants_weights else None
-        return gradient, by_weights, None, None, None
+            by_ratio = _to_steps(cotangent * scale * _terms(sums, ctx.term, 1, ctx.backend), offsets)
+        if ctx.needs_input_grad[1]:
+            by_weights = cotangent * _terms(sums, ctx.term, 0, ctx.backend)
+        return by_ratio, by_weights, None, None, None
 
 
 def _composed(
@@ -323,10 +322,8 @@ def _setup_op_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 def _op_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     (log_ratio,) = ctx.saved_tensors
     if ctx.order == 1:
-        slope = jet(ctx.term, log_ratio)[2]
-    else:
-        slope = _terms_op(log_ratio, *ctx.term, ctx.order + 1, ctx.backend)
-    return cotangent * slope, *(None,) * 6
+        return cotangent * jet(ctx.term, log_ratio)[2], *(None,) * 6
+    return cotangent * _terms_op(log_ratio, *ctx.term, ctx.order + 1, ctx.backend), *(None,) * 6
 
 
 _terms_op.register_autograd(_op_backward, setup_context=_setup_op_context)

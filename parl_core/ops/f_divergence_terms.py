@@ -11,7 +11,7 @@ With t = p/q and x = log t, D_f(p‖q) = E_q[f(t)] = E_p[f(t)/t] for a convex f 
     squared_hellinger   ½ (√t − 1)²                                      1 − E_q[√t]; at most 1
     total_variation     ½ |t − 1|                                        ½ Σ|p − q|; at most 1
     alpha               (t^α − α t − (1 − α))/(α(α − 1))                 α = 2: ½ chi_squared; ½: 4 squared_hellinger;
-                                                                         −1: ½ neyman; its limits at 1 and 0 are kl, reverse_kl
+                                                                         −1: ½ neyman; limits at 1, 0: kl, reverse_kl
 
 f̃(t) = t f(1/t) is the adjoint of f: D_f(p‖q) = D_f̃(q‖p). So estimates from samples of p are those of f̃ at −x.
 
@@ -81,12 +81,6 @@ def check_kind(kind: str, alpha: float | None) -> None:
         raise ValueError(f"alpha must be a finite number for kind 'alpha', got {alpha}")
 
 
-def check_side(sampled_from: str) -> None:
-    """`sampled_from` is "p" or "q"."""
-    if sampled_from not in ("p", "q"):
-        raise ValueError(f"sampled_from must be 'p' or 'q', got '{sampled_from}'")
-
-
 @functools.lru_cache(maxsize=256)
 def term_of(kind: str, alpha: float | None, estimator: str | None, sampled_from: str, on_policy: bool) -> Term:
     """The summand of `f_divergence` with these arguments.
@@ -95,24 +89,22 @@ def term_of(kind: str, alpha: float | None, estimator: str | None, sampled_from:
         UnknownNameError, ValueError: as `f_divergence`.
     """
     check_kind(kind, alpha)
-    check_side(sampled_from)
+    if sampled_from not in ("p", "q"):
+        raise ValueError(f"sampled_from must be 'p' or 'q', got '{sampled_from}'")
     if estimator not in (None, "k1", "k2", "k3"):
         raise ValueError(f"estimator must be 'k1', 'k2', 'k3' or None, got '{estimator}'")
     if estimator is not None and kind not in ("kl", "reverse_kl"):
         raise ValueError(f"estimator must be None for kind '{kind}', got '{estimator}': it chooses between those of KL")
     function = kind if estimator in (None, "k1") else f"{kind}_{estimator}"
     exponent = float("nan") if alpha is None else float(alpha)
-    if sampled_from == "p" and not on_policy or sampled_from == "q" and on_policy:
+    # x is the logarithm of the moving density over the resting one where `on_policy`, else of the one that was not
+    # sampled from over the one that was.
+    flipped = (sampled_from == "p") != on_policy
+    if flipped:
         function, exponent = _ADJOINT.get(function, function), 1.0 - exponent
     if function == "alpha":
         function = _alpha_function(exponent)
-    # x is the logarithm of the moving density over the resting one, or else of the other one over the samples' own.
-    return Term(function, flipped=sampled_from == ("q" if on_policy else "p"), over_ratio=on_policy, alpha=exponent)
-
-
-def term_of_kind(kind: str, alpha: float | None) -> Term:
-    """f(e^x) itself."""
-    return term_of(kind, alpha, None, "q", False)
+    return Term(function, flipped, over_ratio=on_policy, alpha=exponent)
 
 
 def _alpha_function(alpha: float) -> str:
@@ -138,22 +130,24 @@ def jet(term: Term, log_ratio: Tensor) -> Jet:
 class _Ratio(NamedTuple):
     x: Tensor
     t: Tensor  # e^x
-    t_step: Tensor  # e^x − 1
+    t_step: Tensor  # e^x − 1, finite: t·x − (t − 1) is not to be ∞ − ∞
     u: Tensor  # e^{−x}
-    u_step: Tensor  # e^{−x} − 1
+    u_step: Tensor  # e^{−x} − 1, finite
     low: Tensor  # x and −x, finite where t and u are 0
     high: Tensor
 
     @staticmethod
     def of(x: Tensor) -> _Ratio:
-        largest = torch.finfo(x.dtype).max ** 0.5
-        return _Ratio(x, x.exp(), x.expm1(), (-x).exp(), (-x).expm1(), x.clamp(min=-largest), (-x).clamp(min=-largest))
+        largest = torch.finfo(x.dtype).max
+        t_step, u_step = (y.expm1().clamp(max=largest) for y in (x, -x))
+        low, high = (y.clamp(min=-(largest**0.5)) for y in (x, -x))
+        return _Ratio(x, x.exp(), t_step, (-x).exp(), u_step, low, high)
 
     def constant(self, value: float) -> Tensor:
         return torch.where(self.x.isnan(), self.x, value)
 
 
-def _mixture_log(x: Tensor) -> Tensor:
+def mixture_log(x: Tensor) -> Tensor:
     """log((1 + e^x)/2); at −x it is −log(2 e^x/(1 + e^x))."""
     near = torch.log1p(0.5 * torch.expm1(x.clamp(-1.0, 1.0)))
     return torch.where(x.abs() < 1.0, near, F.softplus(x) - math.log(2.0))
@@ -198,9 +192,9 @@ _PLAIN: dict[str, _Formula] = {
     "reverse_kl_k2": lambda r, _: (r.x**2 / 2, r.x, r.constant(1.0)),
     "reverse_kl_k3": lambda r, _: (r.t_step - r.x, r.t_step, r.t),
     "jensen_shannon": lambda r, _: (
-        (-r.t * _mixture_log(-r.low) - _mixture_log(r.x)) / 2,
-        -r.t * _mixture_log(-r.low) / 2,
-        r.t * (torch.sigmoid(-r.x) - _mixture_log(-r.low)) / 2,
+        (-r.t * mixture_log(-r.low) - mixture_log(r.x)) / 2,
+        -r.t * mixture_log(-r.low) / 2,
+        r.t * (torch.sigmoid(-r.x) - mixture_log(-r.low)) / 2,
     ),
     "jeffreys": lambda r, _: (r.t_step * r.x, r.t * r.low + r.t_step, r.t * (r.low + 2)),
     "chi_squared": lambda r, _: (r.t_step**2, 2 * r.t * r.t_step, 2 * r.t * (r.t + r.t_step)),
@@ -223,9 +217,9 @@ _OVER_RATIO: dict[str, _Formula] = {
     "reverse_kl_k2": lambda r, _: (r.u * r.high**2 / 2, -r.u * r.high, r.u),
     "reverse_kl_k3": lambda r, _: (r.u * r.high - r.u_step, -r.u_step, r.constant(1.0)),
     "jensen_shannon": lambda r, _: (
-        (-_mixture_log(-r.x) - r.u * _mixture_log(-r.high)) / 2,
-        -_mixture_log(-r.x) / 2,
-        (torch.sigmoid(-r.x) - _mixture_log(-r.x)) / 2,
+        (-mixture_log(-r.x) - r.u * mixture_log(-r.high)) / 2,
+        -mixture_log(-r.x) / 2,
+        (torch.sigmoid(-r.x) - mixture_log(-r.x)) / 2,
     ),
     "jeffreys": lambda r, _: (-r.u_step * r.x, r.x - r.u_step, r.x + 2),
     "chi_squared": lambda r, _: (-r.t_step * r.u_step, 2 * r.t_step, 2 * (r.t + r.t_step)),
