@@ -63,17 +63,19 @@ TensorView view_optional(py::handle tensor, const char* name, const TensorView& 
     return view;
 }
 
+// The sum, rounded to T: beyond its range to an infinity.
 template <typename T>
 double run_sum(const TensorView& log_ratio, const TensorView& offsets, const TensorView& weights,
                const TensorView& gradient, const cpu::DivergenceTerm& term, int num_threads) {
     const py::gil_scoped_release release;
-    if (offsets.data == nullptr) {
-        return PARL_DISPATCH(divergence_sum<T>(log_ratio.as<T>(), log_ratio.size, weights.as<T>(), term,
-                                               num_threads, gradient.as<T>()));
-    }
-    return PARL_DISPATCH(divergence_sum_of_trajectories<T>(log_ratio.as<T>(), offsets.as<std::int64_t>(),
-                                                           offsets.size - 1, weights.as<T>(), term,
-                                                           num_threads, gradient.as<T>()));
+    const double total =
+        offsets.data == nullptr
+            ? PARL_DISPATCH(divergence_sum<T>(log_ratio.as<T>(), log_ratio.size, weights.as<T>(), term,
+                                              num_threads, gradient.as<T>()))
+            : PARL_DISPATCH(divergence_sum_of_trajectories<T>(log_ratio.as<T>(), offsets.as<std::int64_t>(),
+                                                              offsets.size - 1, weights.as<T>(), term,
+                                                              num_threads, gradient.as<T>()));
+    return static_cast<T>(total);
 }
 
 double divergence_sum(py::handle log_ratio_tensor, py::handle offsets_tensor, py::handle weights_tensor,

@@ -144,10 +144,10 @@ PARL_INLINE Jet<V> divergence_jet(V x, [[maybe_unused]] typename ScalarOf<V>::ty
         const V tilted = power.minus_one * V(S(1) / tilt);
         if constexpr (kOverRatio) {
             return {weight * (maximum(tilted, V(-F::kLargest)) + down.minus_one), tilted,
-                    tilted + power.ratio};
+                    V(alpha) * tilted + one};
         }
         const V first = t * tilted;
-        return {weight * (first - minimum(up.minus_one, V(F::kLargest))), first, first + t * power.ratio};
+        return {weight * (first - minimum(up.minus_one, V(F::kLargest))), first, V(alpha) * first + t};
     } else {  // the same by t^α
         static_assert(kF == Divergence::kAlphaLow);
         const S tilt = alpha - S(1);
@@ -158,7 +158,7 @@ PARL_INLINE Jet<V> divergence_jet(V x, [[maybe_unused]] typename ScalarOf<V>::ty
             const Ratio<V> over = ratio_of(V(tilt) * x);
             const V first = -weight * over.minus_one;
             return {weight * (-minimum(down.minus_one, V(F::kLargest)) - u * tilted), first,
-                    first + over.ratio};
+                    V(alpha) * first + one};
         }
         return {weight * (up.minus_one - tilted), weight * (up.minus_one - power.minus_one),
                 weight * (t - V(alpha) * power.ratio)};

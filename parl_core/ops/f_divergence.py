@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from ..trajectories import check_offset_values
@@ -160,7 +160,7 @@ def _run_sum(
     log_ratio = _plain(log_ratio)
     if offsets is not None:
         offsets = offsets.contiguous()
-        check_offset_values(offsets, len(log_ratio))
+        check_offset_values(offsets, log_ratio.shape[0])
     return _SUM.kernel(backend)(log_ratio, offsets, None if weights is None else _plain(weights), term, gradient)
 
 
@@ -209,16 +209,25 @@ def _composed(
     log_ratio: Tensor, offsets: Tensor | None, weights: Tensor | None, term: Term, backend: str | None
 ) -> Tensor:
     """The same of parts that autograd, torch.func and torch.compile take through any transformation."""
-    if offsets is not None and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(offsets):
-        check_offset_values(offsets, log_ratio.shape[0])
+    _check_offset_values(offsets, log_ratio.shape[0])
     values = _terms(_trajectory_sums(log_ratio, offsets), term, 0, backend)
     return values.mean() if weights is None else (weights * values).sum()
 
 
+def _check_offset_values(offsets: Tensor | None, num_steps: int) -> None:
+    """What they hold, inside a transformation; a compiled graph cannot look at it."""
+    if offsets is None or torch.compiler.is_compiling():
+        return
+    while is_functorch_wrapped_tensor(offsets):
+        offsets = get_unwrapped(offsets)
+    if offsets.dim() != 1:
+        raise ValueError("offsets must be the same for all of a vmap (in_dims None), got a batch of them")
+    check_offset_values(offsets, num_steps)
+
+
 def _normalized(log_ratio: Tensor, offsets: Tensor | None, weights: Tensor | None, sampled_from: str) -> Tensor:
     """(N,) log-ratios, shifted so that the density of the samples' other distribution has mass 1 over the samples."""
-    if offsets is not None and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(offsets):
-        check_offset_values(offsets, log_ratio.shape[0])
+    _check_offset_values(offsets, log_ratio.shape[0])
     sums = _trajectory_sums(log_ratio, offsets)
     log_weights = -math.log(sums.shape[0]) if weights is None else weights.log()
     if sampled_from == "q":

@@ -130,21 +130,25 @@ def jet(term: Term, log_ratio: Tensor) -> Jet:
 class _Ratio(NamedTuple):
     x: Tensor
     t: Tensor  # e^x
-    t_step: Tensor  # e^x − 1, finite: t·x − (t − 1) is not to be ∞ − ∞
+    t_step: Tensor  # e^x − 1
     u: Tensor  # e^{−x}
-    u_step: Tensor  # e^{−x} − 1, finite
-    low: Tensor  # x and −x, finite where t and u are 0
+    u_step: Tensor  # e^{−x} − 1
+    low: Tensor  # x and −x, finite where t and u are 0, since 0·∞ is not to come about
     high: Tensor
 
     @staticmethod
     def of(x: Tensor) -> _Ratio:
         largest = torch.finfo(x.dtype).max
-        t_step, u_step = (y.expm1().clamp(max=largest) for y in (x, -x))
         low, high = (y.clamp(min=-(largest**0.5)) for y in (x, -x))
-        return _Ratio(x, x.exp(), t_step, (-x).exp(), u_step, low, high)
+        return _Ratio(x, x.exp(), x.expm1(), (-x).exp(), (-x).expm1(), low, high)
 
     def constant(self, value: float) -> Tensor:
         return torch.where(self.x.isnan(), self.x, value)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """For differences in which ∞ − ∞ is not to come about."""
+    return x.clamp(max=torch.finfo(x.dtype).max)
 
 
 def mixture_log(x: Tensor) -> Tensor:
@@ -159,7 +163,7 @@ def _sign(r: _Ratio) -> Tensor:
 
 def _high(r: _Ratio, alpha: float) -> Jet:
     tilted = torch.expm1((alpha - 1.0) * r.x.clamp(min=-_EXP_BOUND)) / (alpha - 1.0)
-    return (r.t * tilted - r.t_step) / alpha, r.t * tilted, r.t * (alpha * tilted + 1.0)
+    return (r.t * tilted - _finite(r.t_step)) / alpha, r.t * tilted, r.t * (alpha * tilted + 1.0)
 
 
 def _low(r: _Ratio, alpha: float) -> Jet:
@@ -176,7 +180,7 @@ def _high_over(r: _Ratio, alpha: float) -> Jet:
 def _low_over(r: _Ratio, alpha: float) -> Jet:
     power_step = torch.expm1(alpha * r.x.clamp(max=_EXP_BOUND))
     first = torch.expm1((alpha - 1.0) * r.x) / (alpha - 1.0)
-    return (-r.u_step - r.u * power_step / alpha) / (1.0 - alpha), first, alpha * first + 1.0
+    return (-_finite(r.u_step) - r.u * power_step / alpha) / (1.0 - alpha), first, alpha * first + 1.0
 
 
 # Where e^{−x} is not yet 0 in double precision.
@@ -187,10 +191,10 @@ _Formula = Callable[[_Ratio, float], Jet]
 _PLAIN: dict[str, _Formula] = {
     "kl": lambda r, _: (r.t * r.low, r.t * (r.low + 1), r.t * (r.low + 2)),
     "kl_k2": lambda r, _: (r.t * r.low**2 / 2, r.t * (r.low**2 / 2 + r.low), r.t * (r.low**2 / 2 + 2 * r.low + 1)),
-    "kl_k3": lambda r, _: (r.t * r.low - r.t_step, r.t * r.low, r.t * (r.low + 1)),
+    "kl_k3": lambda r, _: (r.t * r.low - _finite(r.t_step), r.t * r.low, r.t * (r.low + 1)),
     "reverse_kl": lambda r, _: (-r.x, r.constant(-1.0), r.constant(0.0)),
     "reverse_kl_k2": lambda r, _: (r.x**2 / 2, r.x, r.constant(1.0)),
-    "reverse_kl_k3": lambda r, _: (r.t_step - r.x, r.t_step, r.t),
+    "reverse_kl_k3": lambda r, _: (r.t_step - _finite(r.x), r.t_step, r.t),
     "jensen_shannon": lambda r, _: (
         (-r.t * mixture_log(-r.low) - mixture_log(r.x)) / 2,
         -r.t * mixture_log(-r.low) / 2,
@@ -215,7 +219,7 @@ _OVER_RATIO: dict[str, _Formula] = {
     "kl_k3": lambda r, _: (r.x + r.u_step, r.x, r.x + 1),
     "reverse_kl": lambda r, _: (r.u * r.high, -r.u, r.constant(0.0)),
     "reverse_kl_k2": lambda r, _: (r.u * r.high**2 / 2, -r.u * r.high, r.u),
-    "reverse_kl_k3": lambda r, _: (r.u * r.high - r.u_step, -r.u_step, r.constant(1.0)),
+    "reverse_kl_k3": lambda r, _: (r.u * r.high - _finite(r.u_step), -r.u_step, r.constant(1.0)),
     "jensen_shannon": lambda r, _: (
         (-mixture_log(-r.x) - r.u * mixture_log(-r.high)) / 2,
         -mixture_log(-r.x) / 2,

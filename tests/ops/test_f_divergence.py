@@ -3,6 +3,7 @@
 What is biased and what is not is in test_f_divergence_unbiased.py.
 """
 
+import functools
 import itertools
 import math
 
@@ -243,7 +244,7 @@ class TestExtremes:
         """Far out: as in exact arithmetic, rounded to an infinity or to zero where the dtype ends there."""
         mpmath = pytest.importorskip("mpmath")
         term, kernel = case_term(name, sampled_from, on_policy), _TERMS.kernel(backend)
-        points = [-800.0, -300.0, -89.5, -60.0, -20.0, 20.0, 60.0, 89.5, 300.0, 800.0]
+        points = [-800.0, -300.0, -89.5, -20.0, 20.0, 89.5, 300.0, 800.0]
         for order in range(3):
             found = kernel(torch.tensor(points, dtype=dtype), term, order)
             for x, value in zip(points, found.tolist(), strict=True):
@@ -324,6 +325,7 @@ class TestExtremes:
         assert gradient.tolist() == pytest.approx([slope] * 5)
 
 
+@functools.cache
 def _exact(mpmath, name, sampled_from, on_policy, order, x):
     """The summand's derivative from the definition, by the rule of the power functions of which all are made."""
     with mpmath.workdps(900):
@@ -576,6 +578,11 @@ FOUR = torch.zeros(4)
             lambda: torch.func.grad(lambda x: f_divergence(x, "kl", torch.tensor([0, 3])))(FOUR),
             ValueError,
             "end at the number of steps, 4, got 3",
+        ),
+        (
+            lambda: torch.func.vmap(lambda o: f_divergence(FOUR, "kl", o))(torch.tensor([[0, 4], [0, 4]])),
+            ValueError,
+            "offsets must be the same for all of a vmap",
         ),
         (
             lambda: f_divergence(FOUR, "kl", torch.tensor([0, 3]), self_normalized=True),
