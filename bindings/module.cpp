@@ -2,6 +2,7 @@
 
 namespace parl::bindings {
 void bind_divergence(pybind11::module_& module);
+void bind_elementary(pybind11::module_& module);
 void bind_isa(pybind11::module_& module);
 void bind_scan(pybind11::module_& module);
 }  // namespace parl::bindings
@@ -10,6 +11,7 @@ PYBIND11_MODULE(_native, module) {
     module.doc() =
         "Compiled CPU kernels. Private: parl_core.ops validates, differentiates and dispatches to them.";
     parl::bindings::bind_divergence(module);
+    parl::bindings::bind_elementary(module);
     parl::bindings::bind_isa(module);
     parl::bindings::bind_scan(module);
 }

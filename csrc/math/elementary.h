@@ -219,8 +219,8 @@ PARL_INLINE V log1p(V x) {
     using F = Format<typename ScalarOf<V>::type>;
     const V u = x + V(1);
     const V value = log(u) + (x - (u - V(1))) / u;  // what 1 + x has rounded away
-    // At the ends, where the correction is 0/0 or −inf/inf.
-    return select(absolute(u) == V(F::kInfinity), u, select(u == V(0), V(-F::kInfinity), value));
+    // At the ends, where the correction is −1/0 or inf − inf.
+    return select(u == V(F::kInfinity), u, select(u == V(0), V(-F::kInfinity), value));
 }
 
 template <typename V>
