@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "cpu/pages.h"
 #include "tensor_view.h"
 
 namespace parl::bindings {
@@ -68,6 +69,8 @@ template <typename T>
 double run_sum(const TensorView& log_ratio, const TensorView& offsets, const TensorView& weights,
                const TensorView& gradient, const cpu::DivergenceTerm& term, int num_threads) {
     const py::gil_scoped_release release;
+    if (gradient.data != nullptr)
+        cpu::expect_first_write(gradient.data, static_cast<std::size_t>(gradient.size) * sizeof(T));
     const double total =
         offsets.data == nullptr
             ? PARL_DISPATCH(divergence_sum<T>(log_ratio.as<T>(), log_ratio.size, weights.as<T>(), term,
@@ -103,6 +106,7 @@ template <typename T>
 void run_terms(const TensorView& log_ratio, const TensorView& out, const cpu::DivergenceTerm& term, int order,
                int num_threads) {
     const py::gil_scoped_release release;
+    cpu::expect_first_write(out.data, static_cast<std::size_t>(out.size) * sizeof(T));
     PARL_DISPATCH(
         divergence_terms<T>(log_ratio.as<T>(), log_ratio.size, term, order, num_threads, out.as<T>()));
 }

@@ -218,6 +218,15 @@ def test_a_million_in_single_precision(name, spread):
     assert abs(found - expected.mean().item()) < 2e-6 * expected.abs().mean().item()
 
 
+def test_a_gradient_in_memory_that_is_mapped_for_it():
+    """Beyond 32 MiB; the gradient of KL at p = q is 1/T everywhere."""
+    x = torch.zeros(9_000_011, requires_grad=True)
+    value = f_divergence(x, "kl")
+    (gradient,) = torch.autograd.grad(value, x)
+    assert value.item() == 0.0
+    assert (gradient == torch.tensor(1.0 / 9_000_011)).all()
+
+
 @pytest.mark.parametrize("name", ["kl", "total_variation", "alpha 0.7"])
 def test_threads_share_the_work(name):
     """Large enough for several threads; the same bits again for the same number of them."""
