@@ -46,12 +46,8 @@ def arguments(name):
     return {"kind": kind, "estimator": estimator[0]} if estimator else {"kind": kind}
 
 
-CASES = [
-    pytest.param(name, sampled_from, on_policy, id=f"{name}-{sampled_from}{'-on' if on_policy else ''}")
-    for name in GENERATORS
-    for sampled_from in "qp"
-    for on_policy in (False, True)
-]
+MODES = [(sampled_from, on_policy) for sampled_from in "qp" for on_policy in (False, True)]
+NAMES = pytest.mark.parametrize("name", GENERATORS)
 
 
 def case_term(name, sampled_from, on_policy):
@@ -74,6 +70,14 @@ def derivatives(function, x, count=2):
         if not found[-1].requires_grad:
             found[-1] = found[-1] + 0 * x
     return [part.detach() for part in found]
+
+
+@functools.cache
+def expected_of_normals(name, sampled_from, on_policy, dtype):
+    """131 log-ratios and what is expected of them in float64, for all backends alike."""
+    x = log_ratios(131, dtype=dtype)
+    x[:3] = torch.tensor([1e-3, -1e-3, 0.4])
+    return x, expected_jet(name, sampled_from, on_policy, x.double())
 
 
 def expected_jet(name, sampled_from, on_policy, x, count=2):
@@ -114,37 +118,39 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
-@pytest.mark.parametrize(("name", "sampled_from", "on_policy"), CASES)
+@NAMES
 class TestSummand:
-    def test_against_the_definition(self, backend, name, sampled_from, on_policy, dtype):
+    def test_against_the_definition(self, backend, name, dtype):
         """Value and two derivatives of every element; the definition is differentiated by autograd in float64."""
-        x = log_ratios(131, dtype=dtype)
-        x[:3] = torch.tensor([1e-3, -1e-3, 0.4])
-        term, kernel = case_term(name, sampled_from, on_policy), _TERMS.kernel(backend)
-        expected = expected_jet(name, sampled_from, on_policy, x.double())
-        # The definition itself cancels about x = 0, by eps/|α(α − 1)|.
-        scale = 1 + max(part.abs().max().item() for part in expected) * 1e-3
-        for order in range(3):
-            found = kernel(x, term, order)
-            assert found.dtype == dtype
-            size = expected[order].abs() + scale
-            error = ((found.double() - expected[order]).abs() / size).max().item()
-            assert error < (1e-12 if dtype == torch.float64 else 2e-6), order
+        for sampled_from, on_policy in MODES:
+            term, kernel = case_term(name, sampled_from, on_policy), _TERMS.kernel(backend)
+            x, expected = expected_of_normals(name, sampled_from, on_policy, dtype)
+            # The definition itself cancels about x = 0, by eps/|α(α − 1)|.
+            scale = 1 + max(part.abs().max().item() for part in expected) * 1e-3
+            for order in range(3):
+                found = kernel(x, term, order)
+                assert found.dtype == dtype
+                size = expected[order].abs() + scale
+                error = ((found.double() - expected[order]).abs() / size).max().item()
+                assert error < (1e-12 if dtype == torch.float64 else 2e-6), order
 
-    def test_sum_and_gradient(self, backend, name, sampled_from, on_policy, dtype):
+    def test_sum_and_gradient(self, backend, name, dtype):
         """Over ragged trajectories with weights, into a poisoned gradient."""
-        lengths = torch.tensor([3, 0, 1, 63, 17, 0, 16, 31])
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        x = log_ratios(int(lengths.sum()), seed=1, dtype=dtype, spread=0.2)
-        weights = torch.linspace(0.1, 2.0, len(lengths), dtype=dtype)
-        gradient = torch.full_like(x, math.nan)
-        term = case_term(name, sampled_from, on_policy)
-        value = _SUM.kernel(backend)(x, offsets, weights, term, gradient)
-        sums = torch.stack([x[a:b].double().sum() for a, b in itertools.pairwise(offsets)])
-        expected, slope, _ = expected_jet(name, sampled_from, on_policy, sums)
-        close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
-        torch.testing.assert_close(value.double(), (weights.double() * expected).sum(), **close)
-        torch.testing.assert_close(gradient.double(), (weights.double() * slope).repeat_interleave(lengths), **close)
+        for sampled_from, on_policy in MODES:
+            lengths = torch.tensor([3, 0, 1, 63, 17, 0, 16, 31])
+            offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+            x = log_ratios(int(lengths.sum()), seed=1, dtype=dtype, spread=0.2)
+            weights = torch.linspace(0.1, 2.0, len(lengths), dtype=dtype)
+            gradient = torch.full_like(x, math.nan)
+            term = case_term(name, sampled_from, on_policy)
+            value = _SUM.kernel(backend)(x, offsets, weights, term, gradient)
+            sums = torch.stack([x[a:b].double().sum() for a, b in itertools.pairwise(offsets)])
+            expected, slope, _ = expected_jet(name, sampled_from, on_policy, sums)
+            close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+            torch.testing.assert_close(value.double(), (weights.double() * expected).sum(), **close)
+            torch.testing.assert_close(
+                gradient.double(), (weights.double() * slope).repeat_interleave(lengths), **close
+            )
 
 
 SMALL = ["kl", "jensen_shannon", "total_variation", "alpha 0.2", "alpha 3.0"]
@@ -247,25 +253,26 @@ def test_threads_share_the_work(name):
 
 
 class TestExtremes:
-    @pytest.mark.parametrize(("name", "sampled_from", "on_policy"), CASES)
+    @NAMES
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
-    def test_overflow_is_an_infinity_and_never_a_nan(self, backend, name, sampled_from, on_policy, dtype):
+    def test_overflow_is_an_infinity_and_never_a_nan(self, backend, name, dtype):
         """Far out: as in exact arithmetic, rounded to an infinity or to zero where the dtype ends there."""
-        mpmath = pytest.importorskip("mpmath")
-        term, kernel = case_term(name, sampled_from, on_policy), _TERMS.kernel(backend)
-        points = [-800.0, -300.0, -89.5, -20.0, 20.0, 89.5, 300.0, 800.0]
-        for order in range(3):
-            found = kernel(torch.tensor(points, dtype=dtype), term, order)
-            for x, value in zip(points, found.tolist(), strict=True):
-                exact = _exact(mpmath, name, sampled_from, on_policy, order, x)
-                largest, smallest = torch.finfo(dtype).max, 4 * torch.finfo(dtype).eps
-                if abs(exact) > largest:
-                    # Products of several factors may come within reach of the end of the range.
-                    assert value == math.copysign(math.inf, exact) or abs(value) > largest * 1e-3, (order, x, value)
-                elif abs(exact) > largest * 1e-2:
-                    assert value == math.copysign(math.inf, exact) or value == pytest.approx(float(exact), rel=1e-4)
-                else:
-                    assert value == pytest.approx(float(exact), rel=1e-4, abs=smallest), (order, x)
+        for sampled_from, on_policy in MODES:
+            mpmath = pytest.importorskip("mpmath")
+            term, kernel = case_term(name, sampled_from, on_policy), _TERMS.kernel(backend)
+            points = [-800.0, -300.0, -89.5, -20.0, 20.0, 89.5, 300.0, 800.0]
+            for order in range(3):
+                found = kernel(torch.tensor(points, dtype=dtype), term, order)
+                for x, value in zip(points, found.tolist(), strict=True):
+                    exact = _exact(mpmath, name, sampled_from, on_policy, order, x)
+                    largest, smallest = torch.finfo(dtype).max, 4 * torch.finfo(dtype).eps
+                    if abs(exact) > largest:
+                        # Products of several factors may come within reach of the end of the range.
+                        assert value == math.copysign(math.inf, exact) or abs(value) > largest * 1e-3, (order, x, value)
+                    elif abs(exact) > largest * 1e-2:
+                        assert value == math.copysign(math.inf, exact) or value == pytest.approx(float(exact), rel=1e-4)
+                    else:
+                        assert value == pytest.approx(float(exact), rel=1e-4, abs=smallest), (order, x)
 
     def test_a_mean_is_finite_where_a_single_term_is_not(self, backend):
         """e^89.5 is beyond float32, a thousandth of it is not; so is the gradient of its mean."""
@@ -279,16 +286,17 @@ class TestExtremes:
         assert gradient[17].item() == pytest.approx(89.5e-4 * math.exp(89.5), rel=1e-5)
         assert gradient[18].item() == 0.0
 
-    @pytest.mark.parametrize(("name", "sampled_from", "on_policy"), CASES)
-    def test_nan_stays_nan(self, backend, name, sampled_from, on_policy):
-        x = log_ratios(40, dtype=torch.float32)
-        x[33] = math.nan
-        gradient = torch.zeros_like(x)
-        term = case_term(name, sampled_from, on_policy)
-        assert math.isnan(_SUM.kernel(backend)(x, None, None, term, gradient).item())
-        for order in range(3):
-            found = _TERMS.kernel(backend)(x, term, order)
-            assert found.isnan().nonzero().flatten().tolist() == [33]
+    @NAMES
+    def test_nan_stays_nan(self, backend, name):
+        for sampled_from, on_policy in MODES:
+            x = log_ratios(40, dtype=torch.float32)
+            x[33] = math.nan
+            gradient = torch.zeros_like(x)
+            term = case_term(name, sampled_from, on_policy)
+            assert math.isnan(_SUM.kernel(backend)(x, None, None, term, gradient).item())
+            for order in range(3):
+                found = _TERMS.kernel(backend)(x, term, order)
+                assert found.isnan().nonzero().flatten().tolist() == [33]
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -383,9 +391,6 @@ def _generator(mpmath, name, r):
     }[name]()
 
 
-SMOOTH = [case for case in CASES if case.values[0] != "total_variation"]
-
-
 class TestDerivatives:
     """Under every transformation, against each other and against finite differences."""
 
@@ -399,26 +404,30 @@ class TestDerivatives:
     def weights(self):
         return torch.tensor([0.1, 0.5, 0.2, 0.7], dtype=torch.float64, requires_grad=True)
 
-    @pytest.mark.parametrize(("name", "sampled_from", "on_policy"), SMOOTH)
-    def test_finite_differences(self, name, sampled_from, on_policy, x, weights):
-        def estimate(x, weights):
-            return f_divergence(x, offsets=self.offsets, weights=weights, sampled_from=sampled_from, **arguments(name))
-
-        if on_policy:  # not the derivative of its own value: see the exact expectations
+    @NAMES
+    def test_finite_differences(self, name, x, weights):
+        """Off policy: on it an estimate's gradient is not the derivative of its value, see the exact expectations."""
+        if name == "total_variation":
             return
-        assert gradcheck(estimate, (x, weights), check_forward_ad=True)
-        assert gradgradcheck(estimate, (x, weights))
+        for sampled_from in "qp":
 
-    @pytest.mark.parametrize(("name", "sampled_from", "on_policy"), CASES)
-    def test_up_to_the_third_derivative(self, name, sampled_from, on_policy):
+            def estimate(x, weights, side=sampled_from):
+                return f_divergence(x, offsets=self.offsets, weights=weights, sampled_from=side, **arguments(name))
+
+            assert gradcheck(estimate, (x, weights), check_forward_ad=True)
+            assert gradgradcheck(estimate, (x, weights))
+
+    @NAMES
+    def test_up_to_the_third_derivative(self, name):
         """Plain autograd, one after the other, of the pooled estimate."""
-        x = log_ratios(6, seed=5).requires_grad_()
-        expected = expected_jet(name, sampled_from, on_policy, x, count=3)
-        found = f_divergence(x, sampled_from=sampled_from, on_policy=on_policy, **arguments(name))
-        for part in expected[1:]:
-            (gradient,) = torch.autograd.grad(found, x, create_graph=True, materialize_grads=True)
-            torch.testing.assert_close(gradient, part / 6, rtol=1e-9, atol=1e-9)
-            found = gradient.sum() + 0 * x.sum()
+        for sampled_from, on_policy in MODES:
+            x = log_ratios(6, seed=5).requires_grad_()
+            expected = expected_jet(name, sampled_from, on_policy, x, count=3)
+            found = f_divergence(x, sampled_from=sampled_from, on_policy=on_policy, **arguments(name))
+            for part in expected[1:]:
+                (gradient,) = torch.autograd.grad(found, x, create_graph=True, materialize_grads=True)
+                torch.testing.assert_close(gradient, part / 6, rtol=1e-9, atol=1e-9)
+                found = gradient.sum() + 0 * x.sum()
 
     @pytest.mark.parametrize("given", [None, offsets], ids=["pooled", "trajectories"])
     @pytest.mark.parametrize("on_policy", [False, True])
