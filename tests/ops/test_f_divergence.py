@@ -502,8 +502,10 @@ class TestDerivatives:
         """And what a pass returns belongs to its caller, who may write into it."""
         value = scale * f_divergence(x, "kl", self.offsets)
         passes = [torch.autograd.grad(value, x, retain_graph=True)[0] for _ in range(3)]
+        first = passes[0].clone()
         passes[0].zero_()
         again = torch.autograd.grad(value, x, retain_graph=True)[0]
+        torch.testing.assert_close(first, again, rtol=1e-14, atol=0)
         torch.testing.assert_close(passes[1], again, rtol=1e-14, atol=0)
         torch.testing.assert_close(passes[2], again, rtol=1e-14, atol=0)
         value.backward()

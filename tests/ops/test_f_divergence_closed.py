@@ -87,6 +87,8 @@ def test_gaussian_where_it_does_not_exist():
     assert gaussian_f_divergence(unit, wide, "neyman")[2].item() == math.inf
     assert gaussian_f_divergence(unit, wide, "chi_squared").isfinite().all()
     assert gaussian_f_divergence(wide, unit, "alpha", alpha=0.99).isfinite().all()
+    both = torch.cat([wide[2:, :1], wide[:1, :1], wide[2:, 1:], wide[:1, 1:]], dim=1)  # one dimension is enough
+    assert gaussian_f_divergence(both, torch.zeros_like(both), "chi_squared").item() == math.inf
     params = wide[2:].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(gaussian_f_divergence(params, unit[2:], "chi_squared").sum(), params)
     assert gradient.isnan().any()
