@@ -152,7 +152,7 @@ def test_second_order(contest, kind):
         return torch.autograd.grad(gradient, leaf, vector)[0]
 
     def in_torch(r: Tensor) -> Tensor:
-        gradient = torch.func.grad(lambda r: FORMULAS[kind](r).mean())  # type: ignore[misc]
+        gradient = torch.func.grad(lambda r: FORMULAS[kind](r).mean())
         return torch.func.jvp(gradient, (r,), (v,))[1]
 
     def estimate(r: Tensor) -> Tensor:
