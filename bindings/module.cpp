@@ -1,6 +1,8 @@
 #include <pybind11/pybind11.h>
 
 namespace parl::bindings {
+void bind_divergence(pybind11::module_& module);
+void bind_elementary(pybind11::module_& module);
 void bind_isa(pybind11::module_& module);
 void bind_linearization(pybind11::module_& module);
 void bind_scan(pybind11::module_& module);
@@ -9,6 +11,8 @@ void bind_scan(pybind11::module_& module);
 PYBIND11_MODULE(_native, module) {
     module.doc() =
         "Compiled CPU kernels. Private: parl_core.ops validates, differentiates and dispatches to them.";
+    parl::bindings::bind_divergence(module);
+    parl::bindings::bind_elementary(module);
     parl::bindings::bind_isa(module);
     parl::bindings::bind_linearization(module);
     parl::bindings::bind_scan(module);

@@ -8,6 +8,10 @@
 #error "simd.h is for sources that are compiled once for each instruction set: see isa.h"
 #endif
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 
 #include "math/elementary.h"
@@ -106,10 +110,21 @@ struct Vec {
         __builtin_memcpy(to, &v, static_cast<unsigned>(count) * sizeof(T));
     }
 
+    // 0, 1, 2, …
+    static PARL_INLINE Vec iota() {
+        T lanes[kWidth];
+        for (int i = 0; i < kWidth; ++i) lanes[i] = static_cast<T>(i);
+        return load(lanes);
+    }
+
+    // By halves, which is exacter and quicker than lane after lane.
     PARL_INLINE T sum() const {
-        T total = v[0];
-        for (int i = 1; i < kWidth; ++i) total += v[i];
-        return total;
+        T lanes[kWidth];
+        store(lanes);
+        for (int half = kWidth / 2; half > 0; half /= 2) {
+            for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+        }
+        return lanes[0];
     }
 };
 
@@ -162,5 +177,28 @@ template <typename T>
 PARL_INLINE Vec<T> from_bits(Lanes<T> bits) {
     return {reinterpret_cast<typename Vec<T>::Native>(bits.v)};
 }
+
+// What the machine has instructions for. Of a NaN and a number, min and max give their second argument.
+#if defined(__AVX512F__)
+PARL_INLINE Vec<float> minimum(Vec<float> x, Vec<float> y) { return {_mm512_maskz_min_ps(0xffff, y.v, x.v)}; }
+PARL_INLINE Vec<float> maximum(Vec<float> x, Vec<float> y) { return {_mm512_maskz_max_ps(0xffff, y.v, x.v)}; }
+PARL_INLINE Vec<double> minimum(Vec<double> x, Vec<double> y) {
+    return {_mm512_maskz_min_pd(0xff, y.v, x.v)};
+}
+PARL_INLINE Vec<double> maximum(Vec<double> x, Vec<double> y) {
+    return {_mm512_maskz_max_pd(0xff, y.v, x.v)};
+}
+PARL_INLINE Vec<float> scale_by_power_of_two(Vec<float> x, Vec<float> k) {
+    return {_mm512_maskz_scalef_ps(0xffff, x.v, k.v)};
+}
+PARL_INLINE Vec<double> scale_by_power_of_two(Vec<double> x, Vec<double> k) {
+    return {_mm512_maskz_scalef_pd(0xff, x.v, k.v)};
+}
+#elif defined(__AVX2__)
+PARL_INLINE Vec<float> minimum(Vec<float> x, Vec<float> y) { return {_mm256_min_ps(y.v, x.v)}; }
+PARL_INLINE Vec<float> maximum(Vec<float> x, Vec<float> y) { return {_mm256_max_ps(y.v, x.v)}; }
+PARL_INLINE Vec<double> minimum(Vec<double> x, Vec<double> y) { return {_mm256_min_pd(y.v, x.v)}; }
+PARL_INLINE Vec<double> maximum(Vec<double> x, Vec<double> y) { return {_mm256_max_pd(y.v, x.v)}; }
+#endif
 
 }  // namespace parl::cpu::PARL_ISA

@@ -6,6 +6,9 @@ Trajectories of one length may come as rows (N, H) instead.
 
 from .gae import gae
 from .recurrence import linear_recurrence
+from .f_divergence import f_divergence
+from .f_divergence_bound import f_divergence_bound
+from .f_divergence_closed import categorical_f_divergence, gaussian_f_divergence
 from .registry import BackendError, available_backends, backend, support_table
 from .scan import discounted_returns, prefix_sum
 from .td_lambda import td_lambda
@@ -16,9 +19,13 @@ __all__ = [
     "VTrace",
     "available_backends",
     "backend",
+    "categorical_f_divergence",
     "discounted_returns",
     "gae",
     "linear_recurrence",
+    "f_divergence",
+    "f_divergence_bound",
+    "gaussian_f_divergence",
     "prefix_sum",
     "support_table",
     "td_lambda",

@@ -1,0 +1,147 @@
+#include "cpu/divergence.h"
+
+#include <array>
+
+#include "cpu/pages.h"
+#include "tensor_view.h"
+
+namespace parl::bindings {
+namespace {
+
+using math::Divergence;
+
+struct Named {
+    const char* name;
+    Divergence function;
+};
+constexpr std::array<Named, 14> kFunctions{{{"kl", Divergence::kKl},
+                                            {"kl_k2", Divergence::kKlK2},
+                                            {"kl_k3", Divergence::kKlK3},
+                                            {"reverse_kl", Divergence::kReverseKl},
+                                            {"reverse_kl_k2", Divergence::kReverseKlK2},
+                                            {"reverse_kl_k3", Divergence::kReverseKlK3},
+                                            {"jensen_shannon", Divergence::kJensenShannon},
+                                            {"jeffreys", Divergence::kJeffreys},
+                                            {"chi_squared", Divergence::kChiSquared},
+                                            {"neyman", Divergence::kNeyman},
+                                            {"squared_hellinger", Divergence::kSquaredHellinger},
+                                            {"total_variation", Divergence::kTotalVariation},
+                                            {"alpha_low", Divergence::kAlphaLow},
+                                            {"alpha_high", Divergence::kAlphaHigh}}};
+
+cpu::DivergenceTerm term_of(const std::string& function, bool flipped, bool over_ratio, double alpha) {
+    for (const Named& named : kFunctions) {
+        if (function == named.name) return {named.function, flipped, over_ratio, alpha};
+    }
+    throw py::value_error("function must be the name of a divergence's summand, got '" + function + "'");
+}
+
+std::string dtype_name(const TensorView& view) {
+    if (view.dtype == DType::kInt64) return "int64";
+    return view.dtype == DType::kFloat32 ? "float32" : "float64";
+}
+
+TensorView view_values(py::handle tensor, const char* name) {
+    const TensorView view = view_vector(tensor, name);
+    if (view.dtype == DType::kInt64) {
+        throw py::type_error(std::string(name) + " must be float32 or float64, got int64");
+    }
+    return view;
+}
+
+// None gives a null pointer; else a vector of `like`'s dtype with `size` elements.
+TensorView view_optional(py::handle tensor, const char* name, const TensorView& like, std::int64_t size) {
+    if (tensor.is_none()) return {};
+    const TensorView view = view_vector(tensor, name);
+    if (view.dtype != like.dtype) {
+        throw py::type_error(std::string(name) + " must be of dtype " + dtype_name(like) +
+                             " as log_ratio is, got " + dtype_name(view));
+    }
+    if (view.size != size) {
+        throw py::value_error(std::string(name) + " must have " + std::to_string(size) + " elements, got " +
+                              std::to_string(view.size));
+    }
+    return view;
+}
+
+// The sum, rounded to T: beyond its range to an infinity.
+template <typename T>
+double run_sum(const TensorView& log_ratio, const TensorView& offsets, const TensorView& weights,
+               const TensorView& gradient, const cpu::DivergenceTerm& term, int num_threads) {
+    const py::gil_scoped_release release;
+    if (gradient.data != nullptr)
+        cpu::expect_first_write(gradient.data, static_cast<std::size_t>(gradient.size) * sizeof(T));
+    const double total =
+        offsets.data == nullptr
+            ? PARL_DISPATCH(divergence_sum<T>(log_ratio.as<T>(), log_ratio.size, weights.as<T>(), term,
+                                              num_threads, gradient.as<T>()))
+            : PARL_DISPATCH(divergence_sum_of_trajectories<T>(log_ratio.as<T>(), offsets.as<std::int64_t>(),
+                                                              offsets.size - 1, weights.as<T>(), term,
+                                                              num_threads, gradient.as<T>()));
+    return static_cast<T>(total);
+}
+
+double divergence_sum(py::handle log_ratio_tensor, py::handle offsets_tensor, py::handle weights_tensor,
+                      py::handle gradient_tensor, const std::string& function, bool flipped, bool over_ratio,
+                      double alpha, int num_threads) {
+    const TensorView log_ratio = view_values(log_ratio_tensor, "log_ratio");
+    TensorView offsets{};
+    if (!offsets_tensor.is_none()) {
+        offsets = view_vector(offsets_tensor, "offsets");
+        if (offsets.dtype != DType::kInt64) {
+            throw py::type_error("offsets must be int64, got " + dtype_name(offsets));
+        }
+        if (offsets.size < 1) throw py::value_error("offsets must have at least one element, got none");
+    }
+    const std::int64_t samples = offsets_tensor.is_none() ? log_ratio.size : offsets.size - 1;
+    const TensorView weights = view_optional(weights_tensor, "weights", log_ratio, samples);
+    const TensorView gradient = view_optional(gradient_tensor, "gradient", log_ratio, log_ratio.size);
+    const cpu::DivergenceTerm term = term_of(function, flipped, over_ratio, alpha);
+    return log_ratio.dtype == DType::kFloat32
+               ? run_sum<float>(log_ratio, offsets, weights, gradient, term, num_threads)
+               : run_sum<double>(log_ratio, offsets, weights, gradient, term, num_threads);
+}
+
+template <typename T>
+void run_terms(const TensorView& log_ratio, const TensorView& out, const cpu::DivergenceTerm& term, int order,
+               int num_threads) {
+    const py::gil_scoped_release release;
+    cpu::expect_first_write(out.data, static_cast<std::size_t>(out.size) * sizeof(T));
+    PARL_DISPATCH(
+        divergence_terms<T>(log_ratio.as<T>(), log_ratio.size, term, order, num_threads, out.as<T>()));
+}
+
+void divergence_terms(py::handle log_ratio_tensor, py::handle out_tensor, const std::string& function,
+                      bool flipped, bool over_ratio, double alpha, int order, int num_threads) {
+    const TensorView log_ratio = view_values(log_ratio_tensor, "log_ratio");
+    if (out_tensor.is_none()) throw py::type_error("out must be a Tensor, got None");
+    const TensorView out = view_optional(out_tensor, "out", log_ratio, log_ratio.size);
+    if (order < 0 || order > 2)
+        throw py::value_error("order must be 0, 1 or 2, got " + std::to_string(order));
+    const cpu::DivergenceTerm term = term_of(function, flipped, over_ratio, alpha);
+    if (log_ratio.dtype == DType::kFloat32) {
+        run_terms<float>(log_ratio, out, term, order, num_threads);
+    } else {
+        run_terms<double>(log_ratio, out, term, order, num_threads);
+    }
+}
+
+}  // namespace
+
+void bind_divergence(py::module_& module) {
+    module.def("divergence_sum", &divergence_sum, py::arg("log_ratio"), py::arg("offsets").none(true),
+               py::arg("weights").none(true), py::arg("gradient").none(true), py::arg("function"),
+               py::arg("flipped"), py::arg("over_ratio"), py::arg("alpha"), py::arg("num_threads"),
+               "The weighted sum, or the mean where weights are None, of a divergence's summand over "
+               "log_ratio (T,), or "
+               "over its sums in each trajectory; writes the gradient, unless None, into gradient (T,). What "
+               "offsets "
+               "hold is checked in parl_core.ops, once for every backend.");
+    module.def("divergence_terms", &divergence_terms, py::arg("log_ratio"), py::arg("out"),
+               py::arg("function"), py::arg("flipped"), py::arg("over_ratio"), py::arg("alpha"),
+               py::arg("order"), py::arg("num_threads"),
+               "Writes the summand of every element of log_ratio (T,), or its first or second derivative, "
+               "into out (T,).");
+}
+
+}  // namespace parl::bindings
