@@ -1,13 +1,17 @@
 #include <pybind11/pybind11.h>
 
 namespace parl::bindings {
+void bind_adam(pybind11::module_& module);
 void bind_isa(pybind11::module_& module);
+void bind_preference(pybind11::module_& module);
 void bind_scan(pybind11::module_& module);
 }  // namespace parl::bindings
 
 PYBIND11_MODULE(_native, module) {
     module.doc() =
         "Compiled CPU kernels. Private: parl_core.ops validates, differentiates and dispatches to them.";
+    parl::bindings::bind_adam(module);
     parl::bindings::bind_isa(module);
+    parl::bindings::bind_preference(module);
     parl::bindings::bind_scan(module);
 }

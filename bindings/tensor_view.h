@@ -13,7 +13,7 @@ namespace py = pybind11;
 
 enum class DType { kFloat32, kFloat64, kInt64 };
 
-// A dense 1-D tensor in host memory, not owned: the caller holds the tensor while the view is in use.
+// A dense tensor in host memory, not owned: the caller holds the tensor while the view is in use.
 struct TensorView {
     void* data;
     std::int64_t size;
@@ -64,9 +64,9 @@ inline py::object call(py::handle tensor, PyObject* name) {
     return checked(PyObject_CallMethodNoArgs(tensor.ptr(), name));
 }
 
-// Reads `tensor`, the argument called `name`. TypeError on a wrong dtype or device, ValueError on a wrong
-// shape or layout; the message names the argument, what came and what was expected.
-inline TensorView view_vector(py::handle tensor, const char* name) {
+// Reads `tensor`, of any shape, the argument called `name`. TypeError on a wrong dtype or device, ValueError
+// on a wrong layout; the message names the argument, what came and what was expected.
+inline TensorView view_dense(py::handle tensor, const char* name) {
     const TorchNames& torch = torch_names();
     const py::object dtype = attribute(tensor, torch.dtype);
     TensorView view{};
@@ -84,10 +84,6 @@ inline TensorView view_vector(py::handle tensor, const char* name) {
         throw py::type_error(std::string(name) + " must be on the CPU, got a tensor on " +
                              std::string(py::str(tensor.attr("device"))));
     }
-    const auto dim = call(tensor, torch.dim).cast<std::int64_t>();
-    if (dim != 1) {
-        throw py::value_error(std::string(name) + " must have one dimension, got " + std::to_string(dim));
-    }
     if (call(tensor, torch.is_contiguous).ptr() != Py_True) {
         throw py::value_error(std::string(name) + " must be contiguous");
     }
@@ -95,6 +91,29 @@ inline TensorView view_vector(py::handle tensor, const char* name) {
     view.data = PyLong_AsVoidPtr(call(tensor, torch.data_ptr).ptr());
     if (view.data == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
     return view;
+}
+
+// The same for a tensor of one dimension.
+inline TensorView view_vector(py::handle tensor, const char* name) {
+    const TensorView view = view_dense(tensor, name);
+    const auto dim = call(tensor, torch_names().dim).cast<std::int64_t>();
+    if (dim != 1) {
+        throw py::value_error(std::string(name) + " must have one dimension, got " + std::to_string(dim));
+    }
+    return view;
+}
+
+// Refuses a view that is not of `dtype` or has not `size` elements.
+inline void require(const TensorView& view, DType dtype, std::int64_t size, const char* name) {
+    if (view.dtype != dtype) {
+        const char* const names[] = {"float32", "float64", "int64"};
+        throw py::type_error(std::string(name) + " must be of dtype " + names[static_cast<int>(dtype)] +
+                             ", got " + names[static_cast<int>(view.dtype)]);
+    }
+    if (view.size != size) {
+        throw py::value_error(std::string(name) + " must have " + std::to_string(size) + " elements, got " +
+                              std::to_string(view.size));
+    }
 }
 
 }  // namespace parl::bindings
