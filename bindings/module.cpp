@@ -4,6 +4,7 @@ namespace parl::bindings {
 void bind_adam(pybind11::module_& module);
 void bind_isa(pybind11::module_& module);
 void bind_preference(pybind11::module_& module);
+void bind_sac(pybind11::module_& module);
 void bind_scan(pybind11::module_& module);
 }  // namespace parl::bindings
 
@@ -13,5 +14,6 @@ PYBIND11_MODULE(_native, module) {
     parl::bindings::bind_adam(module);
     parl::bindings::bind_isa(module);
     parl::bindings::bind_preference(module);
+    parl::bindings::bind_sac(module);
     parl::bindings::bind_scan(module);
 }

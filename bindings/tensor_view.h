@@ -36,6 +36,8 @@ struct TorchNames {
     PyObject* dim = PyUnicode_InternFromString("dim");
     PyObject* numel = PyUnicode_InternFromString("numel");
     PyObject* is_contiguous = PyUnicode_InternFromString("is_contiguous");
+    PyObject* shape = PyUnicode_InternFromString("shape");
+    PyObject* stride = PyUnicode_InternFromString("stride");
     PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
 
     TorchNames() {

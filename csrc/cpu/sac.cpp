@@ -1,5 +1,6 @@
 // How one update is divided:
-// 1. Every thread takes a share of the batch's rows, and blocks of these through all networks while they stay in its
+// 1. Every thread takes a share of the batch's rows, and blocks of these through all networks while they stay
+// in its
 //    cache. Twice: for the critics' step, and, with the critics it has led to, for the actor's.
 // 2. Each has sums of parameter gradients of its own, added in the order of the threads.
 // 3. Adam and the targets' average go over the parameters once, divided evenly.
@@ -72,7 +73,8 @@ Networks<T> place_networks(const SacState<T>& state, Arena<T>& arena) {
     }
     const std::int64_t outputs = outputs_of(state, 0, true);
     for (auto& layers : networks.by_action) {
-        layers[0] = {state.act_dim, outputs, nullptr, arena.take(packed_size<T>(outputs, state.act_dim)), nullptr};
+        layers[0] = {state.act_dim, outputs, nullptr, arena.take(packed_size<T>(outputs, state.act_dim)),
+                     nullptr};
     }
     return networks;
 }
@@ -125,7 +127,8 @@ Scratch<T> place_scratch(const SacState<T>& state, Arena<T>& arena) {
     s.log_prob = arena.take(kBlockRows);
     for (int l = 0; l < state.num_layers; ++l) {
         const auto gradient = [&](bool is_critic) {
-            return arena.take(gradient_size<T>(inputs_of(state, l, is_critic), outputs_of(state, l, is_critic)));
+            return arena.take(
+                gradient_size<T>(inputs_of(state, l, is_critic), outputs_of(state, l, is_critic)));
         };
         s.actor_gradients[l] = gradient(false);
         for (auto& gradients : s.critic_gradients) gradients[l] = gradient(true);
@@ -169,8 +172,8 @@ struct Worker {
         T* deltas[kSacMaxLayers];
         for (int l = 0; l < state.num_layers - 1; ++l) deltas[l] = s.deltas[l];
         deltas[state.num_layers - 1] = last_delta;
-        mlp_backward<T>(layers, state.num_layers, kRelu, rows, x, hidden, nullptr, deltas, gradients, accumulate,
-                        input_gradient);
+        mlp_backward<T>(layers, state.num_layers, kRelu, rows, x, hidden, nullptr, deltas, gradients,
+                        accumulate, input_gradient);
     }
 
     // The actor at `observations`: actions and what belongs to them, and the pairs of both.
@@ -227,8 +230,8 @@ struct Worker {
                 sums.critic_loss += static_cast<double>(error) * static_cast<double>(error);
                 s.value_delta[i * stride] = scale * error;
             }
-            backward(networks.critic[k], s.pairs, s.critic_hidden[k], rows, s.value_delta, s.critic_gradients[k],
-                     accumulate, nullptr);
+            backward(networks.critic[k], s.pairs, s.critic_hidden[k], rows, s.value_delta,
+                     s.critic_gradients[k], accumulate, nullptr);
         }
     }
 
@@ -272,8 +275,8 @@ struct Worker {
         const std::int64_t out_stride = row_stride<T>(2 * da);
         copy_rows(rows, da, s.mean, da, s.actor_delta, out_stride);
         copy_rows(rows, da, s.raw, da, s.actor_delta + da, out_stride);
-        backward(networks.actor, s.observations, s.actor_hidden, rows, s.actor_delta, s.actor_gradients, accumulate,
-                 nullptr);
+        backward(networks.actor, s.observations, s.actor_hidden, rows, s.actor_delta, s.actor_gradients,
+                 accumulate, nullptr);
     }
 
     // NaN if either is.
@@ -285,8 +288,8 @@ void pack_critics(const SacState<T>& state, const Networks<T>& networks, int par
     for (int l = 0; l < state.num_layers; ++l) {
         const SacParam<T>&weight = state.critic[2 * l], &bias = state.critic[2 * l + 1];
         for (int k = 0; k < 2; ++k) {
-            pack_layer(networks.critic[k][l], weight.value + k * weight.size / 2, bias.value + k * bias.size / 2,
-                       WeightLayout::kInOut, l > 0, part, parts);
+            pack_layer(networks.critic[k][l], weight.value + k * weight.size / 2,
+                       bias.value + k * bias.size / 2, WeightLayout::kInOut, l > 0, part, parts);
         }
     }
     if (part > 0) return;
@@ -302,12 +305,12 @@ void pack_critics(const SacState<T>& state, const Networks<T>& networks, int par
 template <typename T>
 void pack_actor_and_targets(const SacState<T>& state, const Networks<T>& networks, int part, int parts) {
     for (int l = 0; l < state.num_layers; ++l) {
-        pack_layer(networks.actor[l], state.actor[2 * l].value, state.actor[2 * l + 1].value, WeightLayout::kOutIn,
-                   l > 0, part, parts);
+        pack_layer(networks.actor[l], state.actor[2 * l].value, state.actor[2 * l + 1].value,
+                   WeightLayout::kOutIn, l > 0, part, parts);
         for (int k = 0; k < 2; ++k) {
             pack_layer(networks.target[k][l], state.target[2 * l] + k * state.critic[2 * l].size / 2,
-                       state.target[2 * l + 1] + k * state.critic[2 * l + 1].size / 2, WeightLayout::kInOut, false,
-                       part, parts);
+                       state.target[2 * l + 1] + k * state.critic[2 * l + 1].size / 2, WeightLayout::kInOut,
+                       false, part, parts);
         }
     }
 }
@@ -321,9 +324,10 @@ struct Optimizer {
 
     void add(const SacParam<T>& param, double learning_rate, const SacRule& rule) {
         const double step = static_cast<double>(*param.step) + 1.0;
-        tensors[count++] = {param.value,      param.gradient, param.exp_avg,
-                            param.exp_avg_sq, param.size,     adam_step<T>(learning_rate, rule.beta1, rule.beta2,
-                                                                           rule.epsilon, step)};
+        tensors[count++] = {
+            param.value,   param.gradient,
+            param.exp_avg, param.exp_avg_sq,
+            param.size,    adam_step<T>(learning_rate, rule.beta1, rule.beta2, rule.epsilon, step)};
         size += param.size;
     }
 };
@@ -418,8 +422,8 @@ SacReport sac_update(const SacState<T>& state, const SacRule& rule, const SacBat
         sums[me] = worker.sums;
         wait_for_all();
         for (int l = 0; l < state.num_layers; ++l) {
-            gather(networks.actor[l], worker.s.actor_gradients[l], WeightLayout::kOutIn, state.actor[2 * l].gradient,
-                   state.actor[2 * l + 1].gradient);
+            gather(networks.actor[l], worker.s.actor_gradients[l], WeightLayout::kOutIn,
+                   state.actor[2 * l].gradient, state.actor[2 * l + 1].gradient);
         }
         if (me == 0) {
             for (int p = 1; p < parts; ++p) {
@@ -443,8 +447,8 @@ SacReport sac_update(const SacState<T>& state, const SacRule& rule, const SacBat
             static_cast<double>(temperature)};
 }
 
-#define PARL_INSTANTIATE(T)                                               \
-    template std::int64_t sac_workspace<T>(const SacState<T>&, int);      \
+#define PARL_INSTANTIATE(T)                                          \
+    template std::int64_t sac_workspace<T>(const SacState<T>&, int); \
     template SacReport sac_update<T>(const SacState<T>&, const SacRule&, const SacBatch<T>&, T*, int);
 PARL_INSTANTIATE(float)
 PARL_INSTANTIATE(double)

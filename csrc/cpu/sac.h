@@ -22,7 +22,8 @@ struct SacParam {
     std::int64_t size;
 };
 
-// Layer l has the weight 2l and the bias 2l + 1. The actor's weights are (out, in), the critics' (2, in, out).
+// Layer l has the weight 2l and the bias 2l + 1. The actor's weights are (out, in), the critics' (2, in,
+// out).
 template <typename T>
 struct SacState {
     std::int64_t obs_dim;
@@ -73,8 +74,8 @@ struct SacReport {
     double temperature;
 };
 
-// Elements of memory that `sac_update` takes: aligned to 64 bytes, zero before its first use, and left alone between
-// uses with the same arguments.
+// Elements of memory that `sac_update` takes: aligned to 64 bytes, zero before its first use, and left alone
+// between uses with the same arguments.
 PARL_IN_EACH_ISA(template <typename T> std::int64_t sac_workspace(const SacState<T>& state, int num_threads);)
 
 // Bit-identical for a given number of threads.

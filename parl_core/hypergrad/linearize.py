@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..ops import discounted_returns, prefix_sum
 from ..trajectories import Trajectories, require_finite
 from .captured import CapturedPolicy
 from .chunk_graphs import ChunkGraphs
@@ -155,6 +156,44 @@ class Linearization:
         for chunk, graphs in self._graphs():
             total += graphs.fisher_vp(w[chunk.steps], tangents)
         return total
+
+    @differentiating
+    @without_autocast
+    def second_order(
+        self,
+        v: Tensor,
+        *,
+        hessian: Tensor | None = None,
+        fisher: Tensor | None = None,
+        scores: Tensor | None = None,
+    ) -> Tensor:
+        """The terms of a trajectory Hessian, times v: (P,) -> (P,).
+
+        (Σ_t hessian_t ∇² log π_t  +  Σ_t fisher_t F(s_t)  +  Σ_i Σ_h scores_ih S_{i,0:h} S_{i,0:h}ᵀ) v
+
+        with S_{i,0:h} the sum of trajectory i's scores up to its step h, and F as in `fisher_vp`.
+
+        Args:
+            v: (P,).
+            hessian, fisher, scores: (T,) weights of the steps; None leaves the term out.
+        """
+        for name, weights in (("hessian", hessian), ("fisher", fisher), ("scores", scores)):
+            if weights is not None:
+                self._check_steps(name, weights)
+        image, step_products = torch.zeros_like(v), None
+        if hessian is not None:
+            step_products, image = self.jvp_and_hvp(hessian, v)
+        if scores is not None:
+            offsets = self._trajectories.offsets
+            sums = prefix_sum(self.jvp(v) if step_products is None else step_products, offsets)
+            image = image + self.vjp(discounted_returns(scores * sums, 1.0, offsets))
+        return image if fisher is None else image + self.fisher_vp(fisher, v)
+
+    def second_order_cost(self, *, hessian: bool, fisher: bool, scores: bool) -> float:
+        """What a product of `second_order` with these terms costs, in gradient equivalents."""
+        costs = self.costs
+        along = costs.jvp_and_hvp if hessian else costs.jvp if scores else 0.0
+        return along + scores * costs.vjp + fisher * costs.fisher_vp
 
     @differentiating
     @without_autocast

@@ -386,3 +386,27 @@ def test_unchanged_weights_are_told_by_memory_and_version():
         assert not is_unchanged(w, version, torch.randn(9))
     memory.mul_(2)
     assert not is_unchanged(w, version, w)
+
+
+@pytest.mark.parametrize(
+    "terms", [t for n in range(4) for t in itertools.combinations(("hessian", "fisher", "scores"), n)]
+)
+def test_second_order_is_the_sum_of_its_terms(terms):
+    policy, trajectories = example("state")
+    log_prob, theta = dense(policy, trajectories)
+    linear = parl.linearize(policy, trajectories)
+    weights = {term: torch.randn(trajectories.num_steps, dtype=F64) for term in terms}
+    v, expected = torch.randn_like(theta), torch.zeros_like(theta)
+    if "hessian" in terms:
+        expected += hessian(lambda t: log_prob(t) @ weights["hessian"])(theta) @ v
+    if "fisher" in terms:
+        expected += linear.fisher_vp(weights["fisher"], v)
+    if "scores" in terms:
+        rows = jacrev(log_prob)(theta).split(trajectories.lengths.tolist())
+        sums = torch.cat([piece.cumsum(0) for piece in rows])
+        expected += sums.T @ (weights["scores"] * (sums @ v))
+    for chunk_steps in (None, 2):
+        linear = parl.linearize(policy, trajectories, chunk_steps=chunk_steps)
+        torch.testing.assert_close(linear.second_order(v, **weights), expected)
+    with pytest.raises(ValueError, match=r"fisher must have shape \(T,\) = \(9,\)"):
+        linear.second_order(v, fisher=torch.zeros(3, dtype=F64))
