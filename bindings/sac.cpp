@@ -1,5 +1,7 @@
 #include "cpu/sac.h"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <cstring>
 #include <new>

@@ -121,9 +121,8 @@ Scratch<T> place_scratch(const SacState<T>& state, Arena<T>& arena) {
     for (T*& values : s.values) values = matrix(1);
     s.value_delta = matrix(1);
     for (T*& gradient : s.action_gradient) gradient = matrix(state.act_dim);
-    for (T** array : {&s.mean, &s.raw, &s.noise, &s.actions, &s.log_prob_parts, &s.tanh_raw, &s.spread}) {
-        *array = flat();
-    }
+    T** const arrays[] = {&s.mean, &s.raw, &s.noise, &s.actions, &s.log_prob_parts, &s.tanh_raw, &s.spread};
+    for (T** const array : arrays) *array = flat();
     s.log_prob = arena.take(kBlockRows);
     for (int l = 0; l < state.num_layers; ++l) {
         const auto gradient = [&](bool is_critic) {

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..errors import ParlError, unknown_name
 
-Kernel = Callable[..., torch.Tensor]
+Kernel = Callable[..., Any]
 
 
 class BackendError(ParlError, RuntimeError):

@@ -1,0 +1,91 @@
+"""One update of `SAC` as one native call, in the very tensors of its networks and optimisers.
+
+So the two ways to update may take turns, and checkpoints know nothing of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .replay import Batch
+    from .sac import SAC
+
+
+def update(sac: SAC, batch: Batch) -> dict[str, Tensor]:
+    """As `SAC.update`."""
+    bound = sac.native
+    if bound is None or not bound.is_current(sac):
+        bound = sac.native = BoundSAC(sac)
+    return bound.update(sac, batch)
+
+
+class BoundSAC:
+    """The native kernel with the places of one agent's tensors."""
+
+    def __init__(self, sac: SAC) -> None:
+        native = importlib.import_module("parl_core._native")
+        actor, critic = sac.actor_optimizer, sac.critic_optimizer
+        self._rule = native.SacRule
+        dtype = sac.log_temperature.dtype
+        kernel = native.SacFloat32 if dtype == torch.float32 else native.SacFloat64
+        self._kernel = kernel(
+            sac.actor.obs_dim,
+            sac.actor.act_dim,
+            list(sac.config.hidden),
+            _lists(actor, sac.actor.parameters()),
+            _lists(critic, sac.critic.parameters()),
+            list(sac.target_critic.parameters()),
+            _lists(actor, [sac.log_temperature]),
+        )
+        self._states = actor.state, critic.state
+
+    def is_current(self, sac: SAC) -> bool:
+        """Whether everything is still where it was when this was made."""
+        actor, critic = self._states
+        return (
+            sac.actor_optimizer.state is actor and sac.critic_optimizer.state is critic and self._kernel.is_current()
+        )
+
+    def update(self, sac: SAC, batch: Batch) -> dict[str, Tensor]:
+        config = sac.config
+        shape, dtype = batch.actions.shape, batch.actions.dtype
+        next_noise = torch.randn(shape, generator=sac.generator, dtype=dtype)
+        noise = torch.randn(shape, generator=sac.generator, dtype=dtype)
+        sac.num_updates += 1
+        actor, temperature = sac.actor_optimizer.param_groups
+        (critic,) = sac.critic_optimizer.param_groups
+        rule = self._rule(
+            config.discount,
+            config.polyak,
+            sac.num_updates % config.target_update_interval == 0,
+            sac.target_entropy,
+            actor["lr"],
+            critic["lr"],
+            temperature["lr"],
+            *actor["betas"],
+            actor["eps"],
+        )
+        report = self._kernel.update(batch, next_noise, noise, rule, torch.get_num_threads())
+        scalars = torch.tensor(report, dtype=dtype).unbind()
+        return dict(zip(("critic_loss", "actor_loss", "entropy", "temperature"), scalars, strict=True))
+
+
+def _lists(optimizer: torch.optim.Adam, params: Iterable[Tensor]) -> tuple[list[Any], ...]:
+    """Parameters, gradients, and what Adam remembers of them, begun as Adam itself would begin it."""
+    params = list(params)
+    for param in params:
+        if param.grad is None:
+            param.grad = torch.zeros_like(param)
+        state = optimizer.state[param]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(param)
+            state["exp_avg_sq"] = torch.zeros_like(param)
+    remembered = ([optimizer.state[param][name] for param in params] for name in ("exp_avg", "exp_avg_sq", "step"))
+    return params, [param.grad for param in params], *remembered
