@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 
 namespace parl::bindings {
+void bind_actor(pybind11::module_& module);
 void bind_adam(pybind11::module_& module);
 void bind_isa(pybind11::module_& module);
 void bind_preference(pybind11::module_& module);
@@ -11,6 +12,7 @@ void bind_scan(pybind11::module_& module);
 PYBIND11_MODULE(_native, module) {
     module.doc() =
         "Compiled CPU kernels. Private: parl_core.ops validates, differentiates and dispatches to them.";
+    parl::bindings::bind_actor(module);
     parl::bindings::bind_adam(module);
     parl::bindings::bind_isa(module);
     parl::bindings::bind_preference(module);

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,12 +19,30 @@ if TYPE_CHECKING:
     from .sac import SAC
 
 
+@dataclass
+class NativeCache:
+    """The kernels of one agent, bound to the places of its tensors, and bound anew when these have moved."""
+
+    updater: BoundSAC | None = None
+    actor: Any = None
+
+
 def update(sac: SAC, batch: Batch) -> dict[str, Tensor]:
     """As `SAC.update`."""
-    bound = sac.native
-    if bound is None or not bound.is_current(sac):
-        bound = sac.native = BoundSAC(sac)
-    return bound.update(sac, batch)
+    updater = sac.native.updater
+    if updater is None or not updater.is_current(sac):
+        updater = sac.native.updater = BoundSAC(sac)
+    return updater.update(sac, batch)
+
+
+def act(sac: SAC, observation: np.ndarray, deterministic: bool) -> np.ndarray:
+    """As `SAC.act`."""
+    actor = sac.native.actor
+    if actor is None or not actor.is_current():
+        native = importlib.import_module("parl_core._native")
+        actor = sac.native.actor = native.Actor(list(sac.actor.parameters()))
+    noise = None if deterministic else torch.randn(1, sac.actor.act_dim, generator=sac.generator)
+    return actor.act(observation, noise)
 
 
 class BoundSAC:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ..models.mlp import BatchedLinear
 from ..models.policies import GaussianPolicy
 from ..ops.registry import Op
-from .native_sac import BoundSAC
+from .native_sac import NativeCache
 from .replay import Batch
 
 
@@ -90,7 +90,7 @@ class SAC:
         self.target_critic = TwinCritic(obs_dim, act_dim, config.hidden).requires_grad_(False)
         self.log_temperature = torch.tensor(math.log(config.initial_temperature), requires_grad=True)
         self.num_updates = 0
-        self.native: BoundSAC | None = None
+        self.native = NativeCache()
 
         _initialize(self.actor, generator)
         self._actor_params: list[Tensor] = list(self.actor.parameters())
@@ -116,9 +116,12 @@ class SAC:
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.critic_optimizer = torch.optim.Adam(self._critic_params, lr=self.config.critic_learning_rate, fused=True)
 
-    @torch.inference_mode()
     def act(self, observation: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
         """(do,) -> (da,) in [−1, 1], float32: a sample of the policy, or its mean action."""
+        return _ACT.kernel(_ACT.select(self.log_temperature, None))(self, observation, deterministic)
+
+    @torch.inference_mode()
+    def _reference_act(self, observation: np.ndarray, deterministic: bool) -> np.ndarray:
         observations = torch.from_numpy(np.asarray(observation, dtype=np.float32)).unsqueeze(0)
         mean, log_std = self.actor.mean_and_log_std(observations)
         if not deterministic:
@@ -197,6 +200,13 @@ class SAC:
         self.num_updates = int(state["num_updates"])
 
 
+_ACT = Op("SAC.act", SAC._reference_act)
+_ACT.register(
+    "cpp",
+    lambda: importlib.import_module("parl_core.rl.native_sac").act,
+    device_types=frozenset({"cpu"}),
+    dtypes=frozenset({torch.float32}),
+)
 _UPDATE = Op("SAC.update", SAC._reference_update)
 _UPDATE.register(
     "cpp",
