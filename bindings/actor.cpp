@@ -12,7 +12,7 @@ namespace {
 
 // A float32 policy of nn.Linear layers, whose parameters it reads where they lie.
 class Actor {
-public:
+  public:
     explicit Actor(const py::list& params) {
         if (params.empty() || params.size() % 2 != 0) {
             throw py::value_error("params must be a weight and a bias for each layer, got " +
@@ -20,7 +20,8 @@ public:
         }
         std::int64_t widest = 0;
         for (std::size_t i = 0; i < params.size(); i += 2) {
-            const TensorView weight = view_dense(params[i], "params"), bias = view_dense(params[i + 1], "params");
+            const TensorView weight = view_dense(params[i], "params"),
+                             bias = view_dense(params[i + 1], "params");
             const std::int64_t inputs = bias.size == 0 ? 0 : weight.size / bias.size;
             if (bias.size == 0 || (!layers_.empty() && inputs != layers_.back().outputs)) {
                 throw py::value_error("params must be those of layers that follow each other");
@@ -65,7 +66,7 @@ public:
         return action;
     }
 
-private:
+  private:
     using ActorLayer = cpu::ActorLayer<float>;
     std::vector<ActorLayer> layers_;
     std::vector<py::object> held_;
@@ -79,7 +80,8 @@ void bind_actor(py::module_& module) {
         .def(py::init<const py::list&>(), py::arg("params"))
         .def("is_current", &Actor::is_current, "Whether all parameters are still where they were.")
         .def("act", &Actor::act, py::arg("observation"), py::arg("noise"),
-             "(do,) -> (da,), float32: the action for this noise (da,), a tensor, or for None the mean action.");
+             "(do,) -> (da,), float32: the action for this noise (da,), a tensor, or for None the mean "
+             "action.");
 }
 
 }  // namespace parl::bindings

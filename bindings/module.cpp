@@ -3,6 +3,7 @@
 namespace parl::bindings {
 void bind_actor(pybind11::module_& module);
 void bind_adam(pybind11::module_& module);
+void bind_ensemble(pybind11::module_& module);
 void bind_isa(pybind11::module_& module);
 void bind_preference(pybind11::module_& module);
 void bind_sac(pybind11::module_& module);
@@ -14,6 +15,7 @@ PYBIND11_MODULE(_native, module) {
         "Compiled CPU kernels. Private: parl_core.ops validates, differentiates and dispatches to them.";
     parl::bindings::bind_actor(module);
     parl::bindings::bind_adam(module);
+    parl::bindings::bind_ensemble(module);
     parl::bindings::bind_isa(module);
     parl::bindings::bind_preference(module);
     parl::bindings::bind_sac(module);

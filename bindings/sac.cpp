@@ -3,50 +3,16 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstring>
-#include <new>
 #include <vector>
 
 #include "tensor_view.h"
+#include "workspace.h"
 
 namespace parl::bindings {
 namespace {
 
 template <typename T>
 constexpr DType kDTypeOf = sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
-
-// Zeros, aligned to a cache line.
-template <typename T>
-class Workspace {
-  public:
-    Workspace() = default;
-    Workspace(const Workspace&) = delete;
-    Workspace& operator=(const Workspace&) = delete;
-    ~Workspace() { release(); }
-
-    T* resize(std::int64_t size) {
-        if (size != size_) {
-            release();
-            data_ = static_cast<T*>(::operator new(static_cast<std::size_t>(size) * sizeof(T), kAlignment));
-            size_ = size;
-            clear();
-        }
-        return data_;
-    }
-    void clear() { std::memset(data_, 0, static_cast<std::size_t>(size_) * sizeof(T)); }
-
-  private:
-    static constexpr std::align_val_t kAlignment{64};
-
-    void release() {
-        if (data_ != nullptr) ::operator delete(data_, kAlignment);
-        data_ = nullptr;
-        size_ = 0;
-    }
-
-    T* data_ = nullptr;
-    std::int64_t size_ = 0;
-};
 
 struct Rows {
     const void* data;
@@ -172,9 +138,7 @@ class Sac {
         cpu::SacReport report;
         {
             const py::gil_scoped_release release;
-            T* const workspace = workspace_.resize(PARL_DISPATCH(sac_workspace(state_, threads)));
-            if (isa_ != cpu::isa()) workspace_.clear();  // whose layout has changed
-            isa_ = cpu::isa();
+            T* const workspace = workspace_.resize(PARL_DISPATCH(sac_workspace(state_, threads)), {threads});
             report = PARL_DISPATCH(sac_update(state_, rule, views, workspace, threads));
         }
         return py::make_tuple(report.critic_loss, report.actor_loss, report.entropy, report.temperature);
@@ -215,7 +179,6 @@ class Sac {
     cpu::SacState<T> state_{};
     std::vector<Held> held_;
     Workspace<T> workspace_;
-    cpu::Isa isa_ = cpu::isa();
 };
 
 template <typename T>

@@ -23,7 +23,8 @@ PARL_INLINE void dot_products(const T* weight, const T* bias, std::int64_t input
     }
     if (rest > 0) {
         const V values = V::load_partial(x + whole, rest);
-        for (int j = 0; j < kCount; ++j) sums[j] += V::load_partial(weight + j * inputs + whole, rest) * values;
+        for (int j = 0; j < kCount; ++j)
+            sums[j] += V::load_partial(weight + j * inputs + whole, rest) * values;
     }
     for (int j = 0; j < kCount; ++j) out[j] = bias[j] + sums[j].sum();
 }
@@ -60,6 +61,7 @@ void actor_act(const ActorLayer<T>* layers, int num_layers, const T* observation
 }
 
 template void actor_act<float>(const ActorLayer<float>*, int, const float*, const float*, float*, float*);
-template void actor_act<double>(const ActorLayer<double>*, int, const double*, const double*, double*, double*);
+template void actor_act<double>(const ActorLayer<double>*, int, const double*, const double*, double*,
+                                double*);
 
 }  // namespace parl::cpu::PARL_ISA

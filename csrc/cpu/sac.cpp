@@ -10,6 +10,7 @@
 #include <omp.h>
 #endif
 
+#include "cpu/arena.h"
 #include "cpu/mlp.h"
 #include "math/squashed_gaussian.h"
 
@@ -18,20 +19,6 @@ namespace {
 
 constexpr std::int64_t kBlockRows = 128;
 constexpr auto kRelu = Activation::kRelu;
-
-// Memory given out piece by piece; without memory it counts.
-template <typename T>
-struct Arena {
-    T* base;
-    std::int64_t used = 0;
-
-    T* take(std::int64_t count) {
-        constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
-        T* const piece = base == nullptr ? nullptr : base + used;
-        used += (count + kLine - 1) / kLine * kLine;
-        return piece;
-    }
-};
 
 template <typename T>
 std::int64_t inputs_of(const SacState<T>& state, int layer, bool is_critic) {

@@ -70,7 +70,7 @@ def preference_loss(
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
     _check(first, second, labels, first_offsets, second_offsets)
     tensors = (first, second, labels)
-    if torch.compiler.is_compiling() or any(map(_is_transformed, tensors)):
+    if torch.compiler.is_compiling() or any(map(is_transformed, tensors)):
         if backend is not None:
             _OP.select(first, backend)  # raises where it does not exist
         result = reference(first, second, labels, first_offsets, second_offsets)
@@ -189,7 +189,7 @@ def _spread(slopes: Tensor, rewards: Tensor, offsets: Tensor | None) -> Tensor:
     return steps
 
 
-def _is_transformed(tensor: Tensor) -> bool:
+def is_transformed(tensor: Tensor) -> bool:
     """Whether torch.func or forward-mode differentiation looks at it."""
     return is_functorch_wrapped_tensor(tensor) or unpack_dual(tensor).tangent is not None
 

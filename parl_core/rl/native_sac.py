@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..optim import adam_state
+
 if TYPE_CHECKING:
     from .replay import Batch
     from .sac import SAC
@@ -102,10 +104,5 @@ def _lists(optimizer: torch.optim.Adam, params: Iterable[Tensor]) -> tuple[list[
     for param in params:
         if param.grad is None:
             param.grad = torch.zeros_like(param)
-        state = optimizer.state[param]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(param)
-            state["exp_avg_sq"] = torch.zeros_like(param)
-    remembered = ([optimizer.state[param][name] for param in params] for name in ("exp_avg", "exp_avg_sq", "step"))
-    return params, [param.grad for param in params], *remembered
+    remembered = zip(*(adam_state(optimizer, param) for param in params), strict=True)
+    return params, [param.grad for param in params], *map(list, remembered)
