@@ -72,6 +72,4 @@ def _native(optimizer: torch.optim.Adam) -> None:
 
 
 _OP = Op("adam_step", _reference)
-_OP.register(
-    "cpp", lambda: _native, device_types=frozenset({"cpu"}), dtypes=frozenset({torch.float32, torch.float64})
-)
+_OP.register("cpp", lambda: _native, device_types=frozenset({"cpu"}), dtypes=frozenset({torch.float32, torch.float64}))

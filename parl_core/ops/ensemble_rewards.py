@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .preference_loss import is_transformed
+from .preference_loss import any_transformed
 from .registry import Kernel, Op
 
 LEAKY_SLOPE = 0.01
@@ -40,14 +40,12 @@ def ensemble_rewards(
         BackendError: the backend asked for cannot be used here.
         TypeError, ValueError: tensors of a wrong dtype or shape.
     """
+    if torch.compiler.is_compiling():
+        return reference(inputs, weights, biases)
     tensors = (inputs, *weights, *biases)
     name = _OP.select(inputs, backend)
-    if (
-        name == "reference"
-        or (backend is None and not _is_supported(inputs, weights))
-        or torch.compiler.is_compiling()
-        or any(map(is_transformed, tensors))
-    ):
+    unsupported = backend is None and not _is_supported(inputs, weights)
+    if name == "reference" or unsupported or any_transformed(tensors):
         return reference(inputs, weights, biases)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return _EnsembleRewards.apply(inputs, len(weights), *weights, *biases)
@@ -79,15 +77,22 @@ def _load_cpp() -> Kernel:
         members = weights[0].shape[0]
         rewards = inputs.new_empty(members, inputs.shape[-2])
         native.ensemble_forward(
-            members, _dense(weights), _dense(biases), widths(weights), *_dense([inputs]), rewards, torch.get_num_threads()
+            members,
+            dense(weights),
+            dense(biases),
+            widths(weights),
+            *dense([inputs]),
+            rewards,
+            torch.get_num_threads(),
         )
         return rewards
 
     return cpp
 
 
-def _dense(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor.detach().contiguous() for tensor in tensors]
+def dense(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each contiguous, as the native kernel reads them."""
+    return [tensor.contiguous() for tensor in tensors]
 
 
 _OP = Op("ensemble_rewards", reference)
@@ -118,7 +123,7 @@ class _EnsembleRewards(torch.autograd.Function):
         by_weights, by_biases = ([torch.empty(p.shape, dtype=p.dtype) for p in some] for some in (weights, biases))
         each = inputs.new_empty(members, *inputs.shape[-2:]) if wants_inputs else None
         native.ensemble_backward(
-            members, _dense(weights), _dense(biases), widths(weights), *_dense([inputs, gradient]), by_weights, by_biases,
+            members, dense(weights), dense(biases), widths(weights), *dense([inputs, gradient]), by_weights, by_biases,
             each, torch.get_num_threads(),
         )  # fmt: skip
         summed = each if each is None or inputs.dim() == 3 else each.sum(0)

@@ -16,12 +16,14 @@ does everything under torch.func and torch.compile.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 from torch.autograd.forward_ad import unpack_dual
 
 from ..trajectories import check_offset_values
@@ -70,22 +72,20 @@ def preference_loss(
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
     _check(first, second, labels, first_offsets, second_offsets)
     tensors = (first, second, labels)
-    if torch.compiler.is_compiling() or any(map(is_transformed, tensors)):
-        if backend is not None:
-            _OP.select(first, backend)  # raises where it does not exist
-        result = reference(first, second, labels, first_offsets, second_offsets)
+    arguments = first, second, labels, first_offsets, second_offsets
+    if torch.compiler.is_compiling():  # which may not look at what the offsets hold
+        result = reference(*arguments)
+        return result._replace(loss=result.loss.mean(-1)) if reduction == "mean" else result
+    for rewards, offsets in ((first, first_offsets), (second, second_offsets)):
+        if offsets is not None:
+            check_offset_values(offsets, rewards.shape[-1])
+    if (name := _OP.select(first, backend)) == "reference" or any_transformed(tensors):
+        result = reference(*arguments)
+    elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        result = PairsLoss(*_PreferenceLoss.apply(*arguments, name))
     else:
-        name = _OP.select(first, backend)
-        for rewards, offsets in ((first, first_offsets), (second, second_offsets)):
-            if offsets is not None:
-                check_offset_values(offsets, rewards.shape[-1])
-        if name == "reference":
-            result = reference(first, second, labels, first_offsets, second_offsets)
-        elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            result = PairsLoss(*_PreferenceLoss.apply(first, second, labels, first_offsets, second_offsets, name))
-        else:
-            loss, _, correct = _OP.kernel(name)(first, second, labels, first_offsets, second_offsets)
-            result = PairsLoss(loss, correct)
+        loss, _, correct = _OP.kernel(name)(*arguments)
+        result = PairsLoss(loss, correct)
     return result._replace(loss=result.loss.mean(-1)) if reduction == "mean" else result
 
 
@@ -120,25 +120,29 @@ def _load_cpp() -> Kernel:
         first: Tensor, second: Tensor, labels: Tensor, first_offsets: Tensor | None, second_offsets: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Losses, logits and correct."""
-        first, second, labels = (_dense(tensor) for tensor in (first, second, labels.to(first.dtype)))
+        first, second, labels = _dense(first), _dense(second), _dense(labels.to(first.dtype))
         members = first.shape[:-2] if first_offsets is None else first.shape[:-1]
         shape = (*members, labels.shape[-1])
         losses, logits = first.new_empty(shape), first.new_empty(shape)
         correct = torch.empty(members, dtype=torch.int64)
         native.preference_loss(
-            first, _dense(first_offsets), second, _dense(second_offsets), labels, members.numel(), losses, logits,
-            correct.view(-1),
+            first, _dense_offsets(first_offsets), second, _dense_offsets(second_offsets), labels, members.numel(), losses,
+            logits, correct.view(-1),
         )  # fmt: skip
         return losses, logits, correct
 
-    return cpp  # type: ignore[return-value]
+    return cpp
 
 
-def _dense(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().contiguous().resolve_neg()
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().resolve_neg()
 
 
-_OP = Op("preference_loss", reference)  # type: ignore[arg-type]
+def _dense_offsets(offsets: Tensor | None) -> Tensor | None:
+    return None if offsets is None else offsets.contiguous()
+
+
+_OP = Op("preference_loss", reference)
 _OP.register("cpp", _load_cpp, device_types=frozenset({"cpu"}), dtypes=frozenset({torch.float32, torch.float64}))
 
 
@@ -185,13 +189,15 @@ def _spread(slopes: Tensor, rewards: Tensor, offsets: Tensor | None) -> Tensor:
     native = importlib.import_module("parl_core._native")
     steps = torch.empty_like(rewards, memory_format=torch.contiguous_format)
     members = slopes.shape[:-1].numel()
-    native.spread_over_segments(slopes.contiguous(), 1.0, _dense(offsets), members, steps)
+    native.spread_over_segments(slopes.contiguous(), 1.0, _dense_offsets(offsets), members, steps)
     return steps
 
 
-def is_transformed(tensor: Tensor) -> bool:
-    """Whether torch.func or forward-mode differentiation looks at it."""
-    return is_functorch_wrapped_tensor(tensor) or unpack_dual(tensor).tangent is not None
+def any_transformed(tensors: Iterable[Tensor]) -> bool:
+    """Whether torch.func or forward-mode differentiation looks at one of them."""
+    # Without a level of forward mode nothing has a tangent; asking every tensor for its own takes longer than a kernel.
+    forward = forward_ad._current_level >= 0
+    return any(is_functorch_wrapped_tensor(t) or (forward and unpack_dual(t).tangent is not None) for t in tensors)
 
 
 def _check(

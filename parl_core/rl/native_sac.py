@@ -70,9 +70,7 @@ class BoundSAC:
     def is_current(self, sac: SAC) -> bool:
         """Whether everything is still where it was when this was made."""
         actor, critic = self._states
-        return (
-            sac.actor_optimizer.state is actor and sac.critic_optimizer.state is critic and self._kernel.is_current()
-        )
+        return sac.actor_optimizer.state is actor and sac.critic_optimizer.state is critic and self._kernel.is_current()
 
     def update(self, sac: SAC, batch: Batch) -> dict[str, Tensor]:
         config = sac.config
