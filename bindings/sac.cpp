@@ -11,6 +11,9 @@
 namespace parl::bindings {
 namespace {
 
+// Multiplications and additions that are worth another thread.
+constexpr double kThreadWork = 8e6;
+
 template <typename T>
 constexpr DType kDTypeOf = sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
 
@@ -133,8 +136,7 @@ class Sac {
                                      terminated.stride,
                                      next_draws.as<T>(),
                                      draws.as<T>()};
-        const int threads =
-            std::clamp(num_threads, 1, static_cast<int>(std::min<std::int64_t>(rows, cpu::kSacMaxThreads)));
+        const int threads = threads_for(rows, num_threads);
         cpu::SacReport report;
         {
             const py::gil_scoped_release release;
@@ -145,6 +147,17 @@ class Sac {
     }
 
   private:
+    // As many threads as have enough to do: each member of critics and targets is gone through six times,
+    // half of it backwards, the actor four times.
+    int threads_for(std::int64_t rows, int num_threads) const {
+        std::int64_t params = 0;
+        for (int i = 0; i < 2 * state_.num_layers; ++i)
+            params += 4 * state_.actor[i].size + 6 * state_.critic[i].size;
+        const double worth = std::max(static_cast<double>(rows * params) / kThreadWork, 1.0);
+        const std::int64_t most = std::min<std::int64_t>({rows, num_threads, cpu::kSacMaxThreads});
+        return static_cast<int>(std::max<std::int64_t>(std::min(most, static_cast<std::int64_t>(worth)), 1));
+    }
+
     struct Held {
         py::object tensor;
         void* data;

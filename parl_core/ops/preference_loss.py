@@ -73,13 +73,13 @@ def preference_loss(
     _check(first, second, labels, first_offsets, second_offsets)
     tensors = (first, second, labels)
     arguments = first, second, labels, first_offsets, second_offsets
-    if torch.compiler.is_compiling():  # which may not look at what the offsets hold
-        result = reference(*arguments)
-        return result._replace(loss=result.loss.mean(-1)) if reduction == "mean" else result
-    for rewards, offsets in ((first, first_offsets), (second, second_offsets)):
-        if offsets is not None:
-            check_offset_values(offsets, rewards.shape[-1])
-    if (name := _OP.select(first, backend)) == "reference" or any_transformed(tensors):
+    name = "reference"
+    if not torch.compiler.is_compiling():  # which may not look at what the offsets hold
+        for rewards, offsets in ((first, first_offsets), (second, second_offsets)):
+            if offsets is not None:
+                check_offset_values(offsets, rewards.shape[-1])
+        name = _OP.select(first, backend)
+    if name == "reference" or any_transformed(tensors):
         result = reference(*arguments)
     elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         result = PairsLoss(*_PreferenceLoss.apply(*arguments, name))

@@ -254,7 +254,8 @@ def _native_gradient(
     gradients = tuple(torch.empty_like(param, memory_format=torch.contiguous_format) for param in params)
     loss, correct = native.ensemble_preference_gradient(
         ensemble.num_members, dense(weights), dense(biases), widths(weights), dataset.segments,
-        dataset.labels, indices.contiguous(), dataset.length, list(gradients[::2]), list(gradients[1::2]), torch.get_num_threads(),
+        dataset.labels, indices.contiguous(), dataset.length, list(gradients[::2]), list(gradients[1::2]),
+        torch.get_num_threads(),
     )  # fmt: skip
     return torch.tensor(loss), torch.tensor(correct), gradients
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,16 +20,27 @@ if TYPE_CHECKING:
     from .sac import SAC
 
 
-@dataclass
+MAX_HIDDEN = 15  # layers; more are left to torch
+
+
 class NativeCache:
     """The kernels of one agent, bound to the places of its tensors, and bound anew when these have moved."""
 
-    updater: BoundSAC | None = None
-    actor: Any = None
+    def __init__(self) -> None:
+        self.updater: BoundSAC | None = None
+        self.actor: Any = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeCache:
+        return NativeCache()  # a copied agent has tensors of its own
+
+    def __reduce__(self) -> tuple[type[NativeCache], tuple[()]]:
+        return NativeCache, ()
 
 
 def update(sac: SAC, batch: Batch) -> dict[str, Tensor]:
     """As `SAC.update`."""
+    if len(sac.config.hidden) > MAX_HIDDEN:
+        return sac._reference_update(batch)
     updater = sac.native.updater
     if updater is None or not updater.is_current(sac):
         updater = sac.native.updater = BoundSAC(sac)
@@ -77,13 +87,12 @@ class BoundSAC:
         shape, dtype = batch.actions.shape, batch.actions.dtype
         next_noise = torch.randn(shape, generator=sac.generator, dtype=dtype)
         noise = torch.randn(shape, generator=sac.generator, dtype=dtype)
-        sac.num_updates += 1
         actor, temperature = sac.actor_optimizer.param_groups
         (critic,) = sac.critic_optimizer.param_groups
         rule = self._rule(
             config.discount,
             config.polyak,
-            sac.num_updates % config.target_update_interval == 0,
+            (sac.num_updates + 1) % config.target_update_interval == 0,
             sac.target_entropy,
             actor["lr"],
             critic["lr"],
@@ -92,6 +101,7 @@ class BoundSAC:
             actor["eps"],
         )
         report = self._kernel.update(batch, next_noise, noise, rule, torch.get_num_threads())
+        sac.num_updates += 1
         scalars = torch.tensor(report, dtype=dtype).unbind()
         return dict(zip(("critic_loss", "actor_loss", "entropy", "temperature"), scalars, strict=True))
 
@@ -100,7 +110,7 @@ def _lists(optimizer: torch.optim.Adam, params: Iterable[Tensor]) -> tuple[list[
     """Parameters, gradients, and what Adam remembers of them, begun as Adam itself would begin it."""
     params = list(params)
     for param in params:
-        if param.grad is None:
-            param.grad = torch.zeros_like(param)
+        if param.grad is None or not param.grad.is_contiguous():
+            param.grad = torch.zeros_like(param, memory_format=torch.contiguous_format)
     remembered = zip(*(adam_state(optimizer, param) for param in params), strict=True)
     return params, [param.grad for param in params], *map(list, remembered)
