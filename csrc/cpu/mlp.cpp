@@ -59,22 +59,6 @@ void scale_by_slope(A, std::int64_t rows, std::int64_t columns, const T* hidden,
     }
 }
 
-// total (columns,) = or += the sum of the rows.
-template <typename T>
-void sum_rows(std::int64_t rows, std::int64_t columns, const T* matrix, T* total, bool accumulate) {
-    using V = Vec<T>;
-    const std::int64_t stride = row_stride<T>(columns);
-    for (std::int64_t j = 0; j < columns; j += V::kWidth) {
-        V sums[4] = {accumulate ? V::load(total + j) : V(T(0)), V(T(0)), V(T(0)), V(T(0))};
-        std::int64_t i = 0;
-        for (; i + 4 <= rows; i += 4) {
-            for (int k = 0; k < 4; ++k) sums[k] += V::load(matrix + (i + k) * stride + j);
-        }
-        for (; i < rows; ++i) sums[0] += V::load(matrix + i * stride + j);
-        ((sums[0] + sums[1]) + (sums[2] + sums[3])).store(total + j);
-    }
-}
-
 }  // namespace
 
 template <typename T>
@@ -148,6 +132,21 @@ void gather_gradient(const Layer<T>& layer, const T* const* gradients, int count
     for (std::int64_t j = 0; j < layer.outputs; ++j) {
         bias[j] = gradients[0][rows * stride + j];
         for (int p = 1; p < count; ++p) bias[j] += gradients[p][rows * stride + j];
+    }
+}
+
+template <typename T>
+void sum_rows(std::int64_t rows, std::int64_t columns, const T* matrix, T* total, bool accumulate) {
+    using V = Vec<T>;
+    const std::int64_t stride = row_stride<T>(columns);
+    for (std::int64_t j = 0; j < columns; j += V::kWidth) {
+        V sums[4] = {accumulate ? V::load(total + j) : V(T(0)), V(T(0)), V(T(0)), V(T(0))};
+        std::int64_t i = 0;
+        for (; i + 4 <= rows; i += 4) {
+            for (int k = 0; k < 4; ++k) sums[k] += V::load(matrix + (i + k) * stride + j);
+        }
+        for (; i < rows; ++i) sums[0] += V::load(matrix + i * stride + j);
+        ((sums[0] + sums[1]) + (sums[2] + sums[3])).store(total + j);
     }
 }
 
@@ -226,6 +225,7 @@ void mlp_backward(const Layer<T>* layers, int num_layers, Activation activation,
     template void gather_gradient<T>(const Layer<T>&, const T* const*, int, WeightLayout, T*, T*, int, int); \
     template void layer_gradient<T>(const Layer<T>&, std::int64_t, const T*, const T*, const T*, const T*,   \
                                     T*, bool);                                                               \
+    template void sum_rows<T>(std::int64_t, std::int64_t, const T*, T*, bool);                               \
     template void mlp_forward<T>(const Layer<T>*, int, Activation, std::int64_t, const T*, T* const*,        \
                                  T* const*, T*);                                                             \
     template void mlp_backward<T>(const Layer<T>*, int, Activation, std::int64_t, const T*, const T* const*, \

@@ -64,6 +64,10 @@ template <typename T>
 void layer_gradient(const Layer<T>& layer, std::int64_t rows, const T* delta_1, const T* input_1,
                     const T* delta_2, const T* input_2, T* gradient, bool accumulate);
 
+// total (columns,), padded, = or += the sum of the rows of `matrix`.
+template <typename T>
+void sum_rows(std::int64_t rows, std::int64_t columns, const T* matrix, T* total, bool accumulate);
+
 // x (rows, inputs of the first layer) -> out (rows, outputs of the last). hidden[l] (rows, outputs of l) gets
 // what layer l hands on, for all l but the last. slopes[l], of the same shape, gets the activation's
 // derivative, where needs_slopes(activation); otherwise slopes may be null.

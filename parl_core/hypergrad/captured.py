@@ -38,7 +38,10 @@ class CapturedPolicy:
     memory: they must stay as they are for as long as the object is used.
 
     Attributes:
-        params: copies of the parameters that require a gradient, in the order of `named_parameters`.
+        module: the policy itself, with its present parameters.
+        names: of the parameters that require a gradient, in the order of `named_parameters`.
+        params: copies of these parameters.
+        buffers: copies of the buffers, by name.
         has_fisher: it offers `distribution_params` and `params_fisher`.
         sees_trajectories: a method that gets observations takes `offsets`.
     """
@@ -54,10 +57,11 @@ class CapturedPolicy:
             raise TypeError(
                 f"policy's parameters are {dtype}, which has too few digits for second derivatives: policy.float()"
             )
-        self._names = [f"module.{name}" for name in named]
+        self.module = policy
+        self.names = list(named)
         self._own = list(named.values())
         self.params = [p.detach().clone().requires_grad_() for p in self._own]
-        self._buffers = {f"module.{name}": b.detach().clone() for name, b in policy.named_buffers()}
+        self.buffers = {name: b.detach().clone() for name, b in policy.named_buffers()}
         self._method = MethodCall(policy)
         self.has_fisher = all(
             callable(getattr(policy, name, None)) for name in ("distribution_params", "params_fisher")
@@ -98,10 +102,10 @@ class CapturedPolicy:
         if not log_prob.requires_grad:
             return
         found = torch.autograd.grad(log_prob.sum(), self._own, allow_unused=True)
-        for name, gradient in zip(self._names, found, strict=True):
+        for name, gradient in zip(self.names, found, strict=True):
             if gradient is not None:
                 raise ValueError(
-                    f"policy.log_prob reaches its parameter '{name.removeprefix('module.')}' by another reference than the "
+                    f"policy.log_prob reaches its parameter '{name}' by another reference than the "
                     "module's attribute, such as a list of tensors made once: look it up from the module at each call"
                 )
 
@@ -154,8 +158,8 @@ class CapturedPolicy:
     def _state(self) -> dict[str, Tensor]:
         """What a call computes with. The buffers are its own, since it may write to them, or put others in the dict."""
         return {
-            **{name: b.clone() for name, b in self._buffers.items()},
-            **dict(zip(self._names, self.params, strict=True)),
+            **{f"module.{name}": b.clone() for name, b in self.buffers.items()},
+            **{f"module.{name}": p for name, p in zip(self.names, self.params, strict=True)},
         }
 
 

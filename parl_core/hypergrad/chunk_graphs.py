@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from .captured import CapturedPolicy
-from .flat import flat_grad, flatten, gradients, refuse_once_differentiable
+from .flat import flat_grad, flatten, gradients, refuse_once_differentiable, unflatten
 from .modules import Chunk
 
 
 class ChunkGraphs:
     """Products with the (T, P) Jacobian J of a chunk's log-probabilities; graphs are built when first needed.
 
-    Weights are (T,), over the chunk's steps; `tangents` are shaped as the policy's parameters.
+    Weights w are (T,), over the chunk's steps; tangents v are flat, (P,).
     """
 
     def __init__(self, policy: CapturedPolicy, chunk: Chunk) -> None:
@@ -43,15 +43,17 @@ class ChunkGraphs:
         """Jᵀw: (P,)."""
         return flat_grad([self.log_prob], self._policy.params, [w], retain_graph=True)
 
-    def jvp(self, tangents: list[Tensor]) -> Tensor:
+    def jvp(self, v: Tensor) -> Tensor:
         """J v: (T,)."""
+        tangents = unflatten(v, self._policy.params, name="v")
         if self._vjp_graph is None:
             self._vjp_graph = self._build_vjp_graph(torch.zeros_like(self.log_prob))
         cotangent, transposed = self._vjp_graph
         return gradients(transposed, [cotangent], tangents, retain_graph=True)[0]
 
-    def jvp_and_hvp(self, w: Tensor, tangents: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def jvp_and_hvp(self, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """J v (T,) and (Σ_t w_t ∇² log π_t) v (P,); the graph for w is kept until another w comes."""
+        tangents = unflatten(v, self._policy.params, name="v")
         if self._vjp_graph is None or not self._is_built_for(w, self._vjp_graph[0]):
             self._vjp_graph = self._build_vjp_graph(w)
             self._built_for = None if w.is_inference() else (w, w._version)
@@ -59,11 +61,12 @@ class ChunkGraphs:
         step_products, *products = gradients(transposed, [cotangent, *self._policy.params], tangents, retain_graph=True)
         return step_products, flatten(products)
 
-    def fisher_vp(self, w: Tensor, tangents: list[Tensor]) -> Tensor:
+    def fisher_vp(self, w: Tensor, v: Tensor) -> Tensor:
         """(Σ_t w_t F(s_t)) v: (P,)."""
         if not self._policy.has_fisher:
-            return self.vjp(w * self.jvp(tangents))
+            return self.vjp(w * self.jvp(v))
         params = self._policy.params
+        tangents = unflatten(v, params, name="v")
         if self._head_graph is None:
             head = self._policy.distribution_params(self._chunk)
             cotangent = torch.zeros_like(head).requires_grad_()

@@ -1,23 +1,28 @@
-"""Products with the derivatives of a policy's log-probabilities, over cached graphs or chunk by chunk.
+"""Products with the derivatives of a policy's log-probabilities, from what is cached or chunk by chunk.
 
 Steps come in chunks, and every product is a sum (or a concatenation) over them. Without `chunk_steps` there is a single
-chunk, whose graphs are kept; with it each chunk's graphs are built for a product and freed before the next one's.
+chunk, whose products are kept ready; with it each chunk is made for a product and freed before the next one.
+
+Who makes a chunk's products: autograd, by the graphs of `ChunkGraphs`, for any policy (the backend `reference`); or the
+kernels behind `NativeChunk`, for the package's own policies on the CPU (`cpp`, chosen by itself where it can be).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import discounted_returns, prefix_sum
+from ..ops import BackendError, discounted_returns, prefix_sum
+from ..ops.registry import Op, requested_backend
 from ..trajectories import Trajectories, require_finite
 from .captured import CapturedPolicy
 from .chunk_graphs import ChunkGraphs
-from .flat import differentiating, flat_grad, unflatten, without_autocast
+from .flat import differentiating, without_autocast
 from .modules import Chunk, check_chunk_steps, check_policy_inputs, chunks, gather_steps
+from .native_linearize import NativeChunk, check_mlp_steps, mlp_policy
 
 
 class Costs(NamedTuple):
@@ -37,6 +42,20 @@ class Costs(NamedTuple):
 _CACHED = Costs(vjp=2 / 3, jvp=2 / 3, jvp_and_hvp=6 / 3, fisher_vp=4 / 3, scores=3 / 3)
 # The forward pass again, and with a double backward the graph of the VJP too.
 _CHUNKED = Costs(vjp=3 / 3, jvp=5 / 3, jvp_and_hvp=9 / 3, fisher_vp=7 / 3, scores=3 / 3)
+# Of the kernels: scores have their forward pass behind them, a JVP needs no backward one.
+_CACHED_NATIVE = Costs(vjp=2 / 3, jvp=2 / 3, jvp_and_hvp=6 / 3, fisher_vp=4 / 3, scores=2 / 3)
+_CHUNKED_NATIVE = Costs(vjp=3 / 3, jvp=3 / 3, jvp_and_hvp=8 / 3, fisher_vp=5 / 3, scores=3 / 3)
+
+_OP = Op("linearize", ChunkGraphs)
+_OP.register(
+    "cpp",
+    lambda: NativeChunk,
+    device_types=frozenset({"cpu"}),
+    dtypes=frozenset({torch.float32, torch.float64}),
+)
+
+
+Products = ChunkGraphs | NativeChunk
 
 
 def linearize(policy: nn.Module, trajectories: Trajectories, *, chunk_steps: int | None = None) -> Linearization:
@@ -45,6 +64,9 @@ def linearize(policy: nn.Module, trajectories: Trajectories, *, chunk_steps: int
     Trainable parameters and buffers are copied, and every call of the policy sees the buffers as they were: later changes
     of either are not felt. Frozen parameters and the tensors of `trajectories` are not copied and must stay as they are
     while products are taken; autograd notices a change in place only where a kept graph has saved the tensor.
+
+    The package's own policies are differentiated by compiled kernels, all others by autograd. `parl.backend("reference")`
+    around the call chooses autograd for those too.
 
     Args:
         policy: any module with `log_prob(observations, actions) -> (T,)`. The flat parameter vector (P,) holds its
@@ -63,6 +85,7 @@ def linearize(policy: nn.Module, trajectories: Trajectories, *, chunk_steps: int
         TypeError, ValueError: no log_prob, a log_prob of the wrong shape or that changes from call to call, no trainable
             parameter, mixed dtypes, a `chunk_steps` below 1.
         NonFiniteError: a log-probability is NaN or infinite.
+        BackendError: `parl.backend` asks for one that cannot compute this.
     """
     return Linearization(policy, trajectories, chunk_steps)
 
@@ -79,15 +102,17 @@ class Linearization:
         dtype = self._policy.params[0].dtype
         self._trajectories = trajectories if trajectories.weights.dtype == dtype else trajectories.to(dtype)
         self._chunk_steps = chunk_steps
+        self._make = _maker(self._policy, self._trajectories)
         # Kept where nothing is cut; otherwise made anew for each product.
-        self._kept: list[tuple[Chunk, ChunkGraphs]] | None = None
+        self._kept: list[tuple[Chunk, Products]] | None = None
         if chunk_steps is None:
             self._kept = list(self._graphs())
         with torch.set_grad_enabled(self._kept is not None):
             parts = ((chunk, graphs.log_prob.detach()) for chunk, graphs in self._graphs())
             self._log_prob = gather_steps(parts, self._policy.params[0], trajectories.num_steps)
         require_finite("policy.log_prob(observations, actions)", self._log_prob)
-        self._policy.check_repeatable(self._trajectories, self._log_prob, chunk_steps)
+        if not self._is_native:
+            self._policy.check_repeatable(self._trajectories, self._log_prob, chunk_steps)
 
     @property
     def num_params(self) -> int:
@@ -107,6 +132,8 @@ class Linearization:
     @property
     def costs(self) -> Costs:
         """What each product costs, in gradient equivalents."""
+        if self._is_native:
+            return _CACHED_NATIVE if self._chunk_steps is None else _CHUNKED_NATIVE
         return _CACHED if self._chunk_steps is None else _CHUNKED
 
     @differentiating
@@ -123,8 +150,8 @@ class Linearization:
     @without_autocast
     def jvp(self, v: Tensor) -> Tensor:
         """J v: (P,) -> (T,), each step's score times v."""
-        tangents = self._tangents(v)
-        parts = ((chunk, graphs.jvp(tangents)) for chunk, graphs in self._graphs())
+        self._check_params("v", v)
+        parts = ((chunk, graphs.jvp(v)) for chunk, graphs in self._graphs())
         return gather_steps(parts, self._log_prob, self._trajectories.num_steps)
 
     def hvp(self, w: Tensor, v: Tensor) -> Tensor:
@@ -136,10 +163,11 @@ class Linearization:
     def jvp_and_hvp(self, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """`jvp(v)` and `hvp(w, v)` in one pass; a graph that is kept is for one w, until another comes."""
         self._check_steps("w", w)
-        tangents, total = self._tangents(v), self._zeros()
+        self._check_params("v", v)
+        total = self._zeros()
         step_products = torch.empty_like(self._log_prob)
         for chunk, graphs in self._graphs():
-            step_products[chunk.steps], image = graphs.jvp_and_hvp(w[chunk.steps], tangents)
+            step_products[chunk.steps], image = graphs.jvp_and_hvp(w[chunk.steps], v)
             total += image
         return step_products, total
 
@@ -152,9 +180,10 @@ class Linearization:
         taken, whose expectation it is.
         """
         self._check_steps("w", w)
-        tangents, total = self._tangents(v), self._zeros()
+        self._check_params("v", v)
+        total = self._zeros()
         for chunk, graphs in self._graphs():
-            total += graphs.fisher_vp(w[chunk.steps], tangents)
+            total += graphs.fisher_vp(w[chunk.steps], v)
         return total
 
     @differentiating
@@ -180,7 +209,10 @@ class Linearization:
         for name, weights in (("hessian", hessian), ("fisher", fisher), ("scores", scores)):
             if weights is not None:
                 self._check_steps(name, weights)
-        image, step_products = torch.zeros_like(v), None
+        self._check_params("v", v)
+        if (native := self._kept_native()) is not None:
+            return native.second_order(v, (hessian, fisher, scores))
+        image, step_products = self._zeros(), None
         if hessian is not None:
             step_products, image = self.jvp_and_hvp(hessian, v)
         if scores is not None:
@@ -192,6 +224,8 @@ class Linearization:
     def second_order_cost(self, *, hessian: bool, fisher: bool, scores: bool) -> float:
         """What a product of `second_order` with these terms costs, in gradient equivalents."""
         costs = self.costs
+        if self._kept_native() is not None:
+            return costs.jvp_and_hvp if hessian else costs.fisher_vp if fisher or scores else 0.0
         along = costs.jvp_and_hvp if hessian else costs.jvp if scores else 0.0
         return along + scores * costs.vjp + fisher * costs.fisher_vp
 
@@ -200,24 +234,51 @@ class Linearization:
     def scores(self, step_weights: Tensor | None = None) -> Tensor:
         """(N, P): each trajectory's Σ_t w_t ∇ log π_t; `step_weights` (T,) are ones by default.
 
-        The only product that holds N×P numbers. The policy is called on one trajectory at a time.
+        The only product that holds N×P numbers. A policy is called on one trajectory at a time.
         """
         weights = torch.ones_like(self._log_prob) if step_weights is None else step_weights
         self._check_steps("step_weights", weights)
+        if (native := self._kept_native()) is not None:
+            return native.scores(weights)
         offsets = self._trajectories.offsets.tolist()
         rows = self._policy.params[0].detach().new_zeros(len(offsets) - 1, self.num_params)
         for row, start, end in zip(rows, offsets[:-1], offsets[1:], strict=True):
             for chunk in self._chunks_of_one(start, end):
-                log_prob = self._policy.log_prob(chunk)
-                row += flat_grad([log_prob], self._policy.params, [weights[chunk.steps]])
+                row += self._make(self._policy, chunk).vjp(weights[chunk.steps])
         return rows
 
-    def _graphs(self) -> Iterator[tuple[Chunk, ChunkGraphs]]:
+    def native_operator(
+        self,
+        *,
+        hessian: Tensor | None = None,
+        fisher: Tensor | None = None,
+        scores: Tensor | None = None,
+        damping: float = 0.0,
+    ) -> Any | None:
+        """`second_order` with fixed weights, plus damping, as an operator of `parl_core._native`, for solvers there.
+
+        None where kernels do not compute it: other policies, or steps in chunks.
+        """
+        native = self._kept_native()
+        return None if native is None else native.operator((hessian, fisher, scores), damping)
+
+    @property
+    def _is_native(self) -> bool:
+        return self._make is NativeChunk
+
+    def _kept_native(self) -> NativeChunk | None:
+        """The kernels that hold all steps."""
+        if self._kept and isinstance(self._kept[0][1], NativeChunk):
+            return self._kept[0][1]
+        return None
+
+    def _graphs(self) -> Iterator[tuple[Chunk, Products]]:
         if self._kept is not None:
             yield from self._kept
             return
-        for chunk in chunks(self._trajectories, self._chunk_steps, whole=self._policy.sees_trajectories):
-            yield chunk, ChunkGraphs(self._policy, chunk)
+        whole = self._policy.sees_trajectories or (self._is_native and self._chunk_steps is None)
+        for chunk in chunks(self._trajectories, self._chunk_steps, whole=whole):
+            yield chunk, self._make(self._policy, chunk)
 
     def _chunks_of_one(self, start: int, end: int) -> Iterator[Chunk]:
         """The chunks of the trajectory that holds steps start … end−1."""
@@ -229,8 +290,9 @@ class Linearization:
         for first in range(start, end, size):
             yield Chunk.of(self._trajectories, first, min(first + size, end), None)
 
-    def _tangents(self, v: Tensor) -> list[Tensor]:
-        return unflatten(v, self._policy.params, name="v")
+    def _check_params(self, name: str, tensor: Tensor) -> None:
+        if tensor.shape != (self.num_params,):
+            raise ValueError(f"{name} must have shape (P,) = ({self.num_params},), got {tuple(tensor.shape)}")
 
     def _zeros(self) -> Tensor:
         return self._policy.params[0].detach().new_zeros(self.num_params)
@@ -238,3 +300,16 @@ class Linearization:
     def _check_steps(self, name: str, tensor: Tensor) -> None:
         if tensor.shape != self._log_prob.shape:
             raise ValueError(f"{name} must have shape (T,) = {tuple(self._log_prob.shape)}, got {tuple(tensor.shape)}")
+
+
+def _maker(policy: CapturedPolicy, trajectories: Trajectories) -> Callable[[CapturedPolicy, Chunk], Products]:
+    """Who computes the products: the backend that the context asks for, or else the best that can."""
+    if _OP.select(policy.params[0], None) != "cpp":
+        return ChunkGraphs
+    try:
+        check_mlp_steps(mlp_policy(policy), policy.params[0].dtype, trajectories)
+    except ValueError as reason:
+        if requested_backend() == "cpp":
+            raise BackendError(f"linearize: backend 'cpp' cannot be used: {reason}.") from None
+        return ChunkGraphs
+    return NativeChunk

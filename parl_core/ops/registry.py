@@ -88,6 +88,11 @@ def backend(name: str) -> Iterator[None]:
         _requested.reset(token)
 
 
+def requested_backend() -> str | None:
+    """The backend of the innermost `with backend("…")`, if there is one."""
+    return _requested.get()
+
+
 def _require_available(name: str) -> None:
     if name not in _WHY_UNAVAILABLE:
         raise unknown_name("backend", name, _WHY_UNAVAILABLE)
@@ -148,7 +153,7 @@ class Op:
             UnknownNameError: there is no backend `requested`.
             BackendError: the backend asked for, by argument or by context, cannot compute it.
         """
-        requested = requested if requested is not None else _requested.get()
+        requested = requested if requested is not None else requested_backend()
         device_type, dtype = tensor.device.type, tensor.dtype
         if requested is not None:
             if requested not in _WHY_UNAVAILABLE:

@@ -1,0 +1,182 @@
+"""The linearization of the package's own policies in C++: the same products as `ChunkGraphs`, without graphs.
+
+The kernels (csrc/cpu/mlp_linearization.h) do one forward pass when they are made and keep its activations. Their
+products are then the fewest matrix products there are, fused with what lies between them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..models.policies import CategoricalPolicy, GaussianPolicy
+from ..trajectories import Trajectories
+from .captured import CapturedPolicy
+from .modules import Chunk
+
+_ACTIVATIONS: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.SiLU: "silu"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_Weights = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class MlpPolicy(NamedTuple):
+    """What the kernels must know of a policy beside its parameters."""
+
+    widths: list[int]
+    """Of the observations, the hidden layers and the network's outputs."""
+    activation: str
+    head: str
+    """categorical, or how a Gaussian's log_std comes about: state, global or fixed."""
+    squash: bool
+
+
+def mlp_policy(policy: CapturedPolicy) -> MlpPolicy:
+    """Read a `GaussianPolicy` or `CategoricalPolicy` that is as the package made it.
+
+    Raises:
+        ValueError: it is another policy, or was changed in a way that the kernels do not know; the message says how.
+    """
+    module = policy.module
+    if type(module) not in (GaussianPolicy, CategoricalPolicy):
+        raise ValueError(f"policy is {type(module).__name__}, not exactly GaussianPolicy or CategoricalPolicy")
+    _refuse_changes(module)
+    layers = list(module.network) if type(module.network) is nn.Sequential else []
+    linears = [layer for layer in layers[::2] if type(layer) is nn.Linear]
+    kinds = {type(layer) for layer in layers[1::2]}
+    if len(layers) != 2 * len(linears) - 1 or len(kinds) > 1 or not kinds <= _ACTIVATIONS.keys():
+        raise ValueError("its network is not linear layers with one of tanh, relu and silu between them")
+    widths = [linears[0].in_features, *(layer.out_features for layer in linears)]
+    head, squash = "categorical", False
+    if isinstance(module, GaussianPolicy):
+        head = module.log_std_kind if isinstance(module.log_std_kind, str) else "fixed"
+        squash = module.squash
+    own = ["log_std"] if head == "global" else []
+    names = own + [f"network.{2 * i}.{kind}" for i in range(len(linears)) for kind in ("weight", "bias")]
+    if policy.names != names:
+        raise ValueError("not all of its parameters, or others than its own, are to be differentiated")
+    if any(type(p) not in (Tensor, nn.Parameter) or p.device.type != "cpu" or not p.is_leaf for p in policy.params):
+        raise ValueError("its parameters are not plain tensors on the CPU")
+    activation = _ACTIVATIONS[kinds.pop()] if kinds else "tanh"
+    return MlpPolicy(widths, activation, head, squash)
+
+
+def _refuse_changes(module: nn.Module) -> None:
+    hooks = torch.nn.modules.module
+    if any(getattr(hooks, f"_global{name}") for name in _HOOKS):
+        raise ValueError("hooks are registered on all modules")
+    for name, part in module.named_modules():
+        place = f"'{name}'" if name else "the policy"
+        if any(getattr(part, kind) for kind in _HOOKS):
+            raise ValueError(f"hooks are registered on {place}")
+        replaced = [key for key, value in vars(part).items() if callable(value) and hasattr(type(part), key)]
+        if replaced:
+            raise ValueError(f"{place} has a {replaced[0]} of its own")
+
+
+def check_mlp_steps(mlp: MlpPolicy, dtype: torch.dtype, trajectories: Trajectories) -> None:
+    """Refuse, by a ValueError, steps that the kernels do not know; the policy may still know them."""
+    observations, actions = trajectories.observations, trajectories.actions
+    if type(observations) is not Tensor or type(actions) is not Tensor:
+        raise ValueError("observations or actions are not plain tensors")
+    if observations.dtype != dtype or observations.shape[1] != mlp.widths[0]:
+        raise ValueError(f"observations are not {mlp.widths[0]} numbers of {dtype} a step")
+    if mlp.head == "categorical":
+        if actions.is_floating_point() or actions.numel() != len(actions):
+            raise ValueError("actions are not one integer a step")
+        if actions.numel() and (int(actions.min()) < 0 or int(actions.max()) >= mlp.widths[-1]):
+            raise ValueError(f"actions are not in 0 … {mlp.widths[-1] - 1}")
+        return
+    action_dim = mlp.widths[-1] // (2 if mlp.head == "state" else 1)
+    if actions.dtype != dtype or actions.shape != (len(observations), action_dim):
+        raise ValueError(f"actions are not {action_dim} numbers of {dtype} a step")
+
+
+class NativeChunk:
+    """Products with the (T, P) Jacobian J of a chunk's log-probabilities, as `ChunkGraphs` has them.
+
+    Memory: the chunk's activations, (T, sum of the hidden widths), thrice that for SiLU; a Hessian product keeps twice as
+    much for its w until another comes, and score products as much again.
+    """
+
+    def __init__(self, policy: CapturedPolicy, chunk: Chunk) -> None:
+        native = importlib.import_module("parl_core._native")
+        mlp = mlp_policy(policy)
+        self._like = policy.params[0].detach()
+        self._num_steps = chunk.end - chunk.start
+        offsets = torch.tensor([0, self._num_steps]) if chunk.offsets is None else chunk.offsets
+        self._num_trajectories = len(offsets) - 1
+        actions = chunk.actions.reshape(-1).long() if mlp.head == "categorical" else chunk.actions
+        self._native: Any = native.linearize_mlp(
+            *mlp,
+            torch.cat([p.detach().reshape(-1) for p in policy.params]),
+            policy.buffers["log_std"].to(self._like) if mlp.head == "fixed" else None,
+            chunk.observations.contiguous(),
+            actions.contiguous(),
+            offsets.contiguous(),
+            torch.get_num_threads(),
+        )
+        self._operators: dict[tuple[bool, ...], tuple[tuple[Tensor | None, ...], Any]] = {}
+
+    @property
+    def log_prob(self) -> Tensor:
+        """(T,)."""
+        out = self._like.new_empty(self._num_steps)
+        self._native.log_prob(out)
+        return out
+
+    def vjp(self, w: Tensor) -> Tensor:
+        """Jᵀw: (P,)."""
+        out = self._like.new_empty(self._native.num_params)
+        self._native.vjp(self._input(w), out, torch.get_num_threads())
+        return out
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """J v: (T,)."""
+        out = self._like.new_empty(self._num_steps)
+        self._native.jvp(self._input(v), out, torch.get_num_threads())
+        return out
+
+    def jvp_and_hvp(self, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """J v (T,) and (Σ_t w_t ∇² log π_t) v (P,)."""
+        along = self._like.new_empty(self._num_steps)
+        return along, self._apply((w, None, None), v, along)
+
+    def fisher_vp(self, w: Tensor, v: Tensor) -> Tensor:
+        """(Σ_t w_t F(s_t)) v: (P,)."""
+        return self._apply((None, w, None), v, None)
+
+    def second_order(self, v: Tensor, weights: _Weights) -> Tensor:
+        """`Linearization.second_order` with the weights of Hessian, Fisher and score terms: (P,)."""
+        return self._apply(weights, v, None)
+
+    def scores(self, w: Tensor) -> Tensor:
+        """(N, P): each trajectory's Σ_t w_t ∇ log π_t."""
+        out = self._like.new_empty(self._num_trajectories, self._native.num_params)
+        self._native.scores(self._input(w), out, torch.get_num_threads())
+        return out
+
+    def operator(self, weights: _Weights, damping: float) -> Any:
+        """v ↦ `second_order(v, weights)` + damping·v as an object of `_native`, for solvers there."""
+        inputs = [None if w is None else self._input(w) for w in weights]
+        return self._native.curvature(*inputs, damping, torch.get_num_threads())
+
+    def _apply(self, weights: _Weights, v: Tensor, along: Tensor | None) -> Tensor:
+        """The operator of these weights is kept until others come for the same terms; their numbers tell."""
+        terms = tuple(w is not None for w in weights)
+        built_for, operator = self._operators.get(terms, ((), None))
+        if operator is None or not all(map(_same, built_for, weights)):
+            operator = self.operator(weights, 0.0)
+            self._operators[terms] = tuple(None if w is None else w.detach().clone() for w in weights), operator
+        out = self._like.new_empty(self._native.num_params)
+        operator.apply(self._input(v), out, along, torch.get_num_threads())
+        return out
+
+    def _input(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to(self._like.dtype).contiguous().resolve_neg()
+
+
+def _same(kept: Tensor | None, given: Tensor | None) -> bool:
+    return kept is given or (kept is not None and given is not None and torch.equal(kept, given))
