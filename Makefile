@@ -17,14 +17,20 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 CREATED := $(VENV)/.created
 TORCH_INSTALLED := $(VENV)/.installed-$(TORCH)
 INSTALLED := $(VENV)/.installed
+PEERS_INSTALLED := $(VENV)/.installed-peers
 
-.PHONY: help setup train test bench clean
+SANITIZED := build/sanitized
+# What calls the extension.
+SANITIZED_TESTS := tests/ops
+
+.PHONY: help setup train test bench sanitize clean
 
 help:
 	@echo 'make setup   create .venv, install the pinned packages and build the extension in place'
 	@echo 'make train   train on DM Control walker-walk with A-PARL; ARGS="--seed 1" adds arguments'
 	@echo 'make test    lint, types, formatting, tests'
-	@echo 'make bench   benchmarks'
+	@echo 'make bench   benchmarks; ARGS="hvp h256" runs those with both in their names, ARGS=--help tells more'
+	@echo 'make sanitize  the tests of the kernels, built to stop at address errors and undefined behaviour'
 	@echo 'make clean   remove .venv and what was built'
 
 $(CREATED):
@@ -44,7 +50,7 @@ ifneq ($(wildcard $(INSTALLED)),)
 endif
 	if [ -n '$(filter $(TORCH_INSTALLED) constraints.txt pyproject.toml,$?)' ]; then \
 	    $(INSTALL) setuptools scikit-build-core pybind11 cmake ninja; \
-	    $(INSTALL) --no-build-isolation -e '.[all,bench,dev]'; \
+	    $(INSTALL) --no-build-isolation -e '.[all,dev]'; \
 	else \
 	    $(INSTALL) --no-build-isolation --no-deps -e .; \
 	fi
@@ -62,8 +68,25 @@ test: setup
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: setup
-	$(BIN)/python -m pytest benchmarks $(ARGS)
+# Peers that cannot be installed here are listed as such beside the times of the others.
+$(PEERS_INSTALLED): constraints.txt pyproject.toml | $(INSTALLED)
+	$(INSTALL) --no-build-isolation -e '.[bench]' || echo 'Not all peers could be installed; the benchmarks name those missing.'
+	touch $@
+
+bench: setup $(PEERS_INSTALLED)
+	$(BIN)/parl bench $(ARGS)
+
+# A build of its own, beside the one that is installed. Python itself is not sanitized, so the sanitizer comes first by
+# LD_PRELOAD, and libstdc++ with it, whose exceptions it must find; what Python and torch never free is no leak of ours. It
+# writes to file descriptor 2, which pytest must leave alone. Compilers started by torch.compile would be slow.
+sanitize: setup
+	PATH="$$PWD/$(BIN):$$PATH" cmake -G Ninja -S . -B $(SANITIZED) -DPARL_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	    -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" -DPython_EXECUTABLE="$$PWD/$(BIN)/python"
+	PATH="$$PWD/$(BIN):$$PATH" cmake --build $(SANITIZED)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 \
+	    UBSAN_OPTIONS=print_stacktrace=1 PARL_NATIVE="$$(ls $(SANITIZED)/_native*.so)" \
+	    $(BIN)/python -m pytest -p tests.sanitized --capture=sys -k 'not compile' $(SANITIZED_TESTS) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build

@@ -1,4 +1,4 @@
-"""The command line: `parl train | plot | reproduce | doctor`.
+"""The command line: `parl train | plot | reproduce | bench | doctor`.
 
 A user's mistake is one sentence on stderr and a non-zero status.
 """
@@ -22,6 +22,7 @@ commands:
   train      train a policy and its reward, or go on with a run (--resume)
   plot       draw the curves of several runs into one picture
   reproduce  compute published results again, and write the page that shows them
+  bench      race the kernels against their peers, or compare two results (--compare)
   doctor     what is installed here, and which backend each op can use
 
 `parl <command> --help` lists a command's options."""
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    commands = {"train": _train, "plot": _plot, "reproduce": _reproduce, "doctor": _doctor}
+    commands = {"train": _train, "plot": _plot, "reproduce": _reproduce, "bench": _bench, "doctor": _doctor}
     if name not in commands:
         raise unknown_name("command", name, commands)
     return commands[name]
@@ -222,6 +223,52 @@ def _page(arguments: list[str]) -> int:
         print(f"Result folders: all under {root}")
     print(write_page(folders, given.output))
     return 0
+
+
+def _bench(arguments: list[str]) -> int:
+    tyro = import_extra("tyro", "train", needed_for="parl bench")
+    rich_console = import_extra("rich.console", "train", needed_for="parl bench")
+
+    @dataclass
+    class Bench:
+        """Race parl-core against its peers, each answer checked before it is timed; needs a checkout.
+
+        Without filters everything is run, and benchmarks/results is written anew.
+        """
+
+        filters: tuple[str, ...]
+        """Run what has all of these in its name, for example: hvp h256."""
+        output: Path | None = None
+        """The folder that results are written to, a JSON file for each topic."""
+        seconds: float | None = None
+        """Length of each contest; 8 unless given."""
+        list: bool = False
+        """Name the benchmarks, and run none."""
+        compare: tuple[Path, Path] | None = None
+        """Two files or folders of results, the older first: compare them, and run nothing."""
+        table: bool = False
+        """Write README's table from benchmarks/results, and run nothing."""
+
+    given = tyro.cli(Bench, args=arguments, prog="parl bench", config=(tyro.conf.PositionalRequiredArgs,))
+    console = rich_console.Console(highlight=False, soft_wrap=True)
+    if given.compare is not None:
+        from .bench.compare import comparison
+        from .bench.results import read_results
+
+        for part in comparison(*map(read_results, given.compare)):
+            console.print(part, markup=False)
+        return 0
+    from .bench.run import benchmark_names, checkout, run_benchmarks
+
+    if given.list:
+        print("\n".join(benchmark_names()))
+        return 0
+    if given.table:
+        from .bench.page import write_table
+
+        print(write_table(checkout()))
+        return 0
+    return run_benchmarks(given.filters, given.output, given.seconds)
 
 
 def _doctor(arguments: list[str]) -> int:

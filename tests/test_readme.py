@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 import parl_core as parl
+from parl_core.bench import page
+from parl_core.bench.results import read_files
+from parl_core.bench.run import RESULTS
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
@@ -79,3 +82,10 @@ def test_published_results_are_those_of_the_results_page():
         ratios = cells("Largest D_f / bound over the draws, in the direction that", name)[1:8]
         largest.append(f"{max(map(float, ratios)):.2f}".lstrip("0"))
     assert "TV {}, 1−BC {}, JS {}".format(*largest) in table
+
+
+def test_benchmarks_are_those_of_the_results():
+    """`parl bench --table` would change nothing."""
+    files = read_files(README.parent / RESULTS)
+    assert page.with_table(README.read_text(), page.table(files)) == README.read_text()
+    assert (README.parent / page.PAGE).read_text() == page.page(files)

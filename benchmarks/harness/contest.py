@@ -1,0 +1,171 @@
+"""The race: answers are checked, then everyone is timed in turns (A B C A B C …), and floor and gradient with them."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median, quantiles
+from typing import Any
+
+from parl_core.bench.results import MISSING, Contest, Entry
+
+from .answers import Check, WrongAnswer
+from .clock import seconds_per_call, wait_for
+from .floors import Floor
+from .memory import peak_mib
+
+Run = Callable[[], Any]
+Make = Callable[[], Run]
+"""Prepares a contestant and returns the function that is timed, which returns its answer."""
+Time = Callable[[Run], float]
+
+MIN_ROUNDS, MAX_ROUNDS = 7, 101
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer with a remark; without one its maker alone will do."""
+
+    make: Make
+    limited: str | None = None
+    """What it cannot do that the others can; shown, and not counted as the best peer that is not limited."""
+
+
+@dataclass
+class _Racer:
+    entry: Entry
+    run: Run | None = None
+    seconds: list[float] | None = None
+
+
+def run_contest(
+    topic: str,
+    name: str,
+    check: Check,
+    *,
+    ours: Mapping[str, Make],
+    peers: Mapping[str, Make | Peer] | None = None,
+    floor: Floor | None = None,
+    gradient: Make | None = None,
+    seconds: float = 8.0,
+    timer: Time = seconds_per_call,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[Contest, dict[str, list[float]]]:
+    """Check every contestant, time those that are right, and set their times in proportion.
+
+    Args:
+        topic, name: the contest's.
+        check: of an answer; see `answers.against`.
+        ours, peers: makers by name.
+        floor: what the machine allows.
+        gradient: maker of one forward and backward pass of the same network.
+        seconds: rounds begin until this much time has passed, but at least `MIN_ROUNDS` and at most `MAX_ROUNDS`.
+        timer: seconds per call of a function.
+        clock: seconds, for the length of the race.
+
+    Returns:
+        The contest, and the seconds per call of each contestant in each round.
+    """
+    entries = [(Entry(name=known, ours=True), make) for known, make in ours.items()]
+    for known, peer in (peers or {}).items():
+        peer = peer if isinstance(peer, Peer) else Peer(peer)
+        entries.append((Entry(name=known, ours=False, limited=peer.limited), peer.make))
+    racers = [_prepared(entry, make, check) for entry, make in entries]
+    fit = [racer for racer in racers if racer.run is not None]
+    unit = None if gradient is None else gradient()
+    extras = [floor.run if floor else None, unit]
+    runs = [run for run in [*(racer.run for racer in fit), *extras] if run is not None]
+    times = _race(runs, seconds, timer, clock) if fit else []
+    for racer, own in zip(fit, times, strict=False):
+        racer.seconds = own
+        _check_again(racer, check)
+    floor_times = [floor.scale * second for second in times[len(fit)]] if floor and fit else None
+    unit_times = times[-1] if unit and fit else None
+    contest = Contest(
+        topic=topic,
+        name=name,
+        entries=tuple(_rated(racer, racers, floor_times, unit_times) for racer in racers),
+        floor=median(floor_times) if floor_times else None,
+        floor_of=floor.name if floor else None,
+        gradient=median(unit_times) if unit_times else None,
+    )
+    return contest, {racer.entry.name: racer.seconds for racer in racers if racer.seconds}
+
+
+def _prepared(entry: Entry, make: Make, check: Check) -> _Racer:
+    try:
+        run = make()
+        error = check(wait_for(run()))
+        return _Racer(replace(entry, error=error, peak_mib=peak_mib(run)), run)
+    except ImportError as missing:
+        return _Racer(replace(entry, withheld=f"{MISSING}: {missing}"))
+    except WrongAnswer as wrong:
+        return _Racer(replace(entry, withheld=f"wrong: {wrong}"))
+    except Exception as broken:  # whatever a peer may raise; the contest goes on and is red
+        return _Racer(replace(entry, withheld=f"failed: {type(broken).__name__}: {_first_line(broken)}"))
+
+
+def _race(runs: Sequence[Run], seconds: float, timer: Time, clock: Callable[[], float]) -> list[list[float]]:
+    """Seconds per call of each run in each round."""
+    gc.collect()
+    for run in runs:  # threads and clock frequencies are awake
+        timer(run)
+    times: list[list[float]] = [[] for _ in runs]
+    end = clock() + seconds
+    for done in range(MAX_ROUNDS):
+        if done >= MIN_ROUNDS and clock() >= end:
+            break
+        for own, run in zip(times, runs, strict=True):
+            own.append(timer(run))
+    return times
+
+
+def _check_again(racer: _Racer, check: Check) -> None:
+    """What was timed must still be right: buffers that are written again and again, graphs that are kept."""
+    assert racer.run is not None
+    try:
+        check(wait_for(racer.run()))
+    except Exception as wrong:  # as in _prepared
+        racer.seconds = None
+        racer.entry = replace(
+            racer.entry, error=None, peak_mib=None, withheld=f"wrong after having been timed: {_first_line(wrong)}"
+        )
+
+
+def _rated(
+    racer: _Racer, racers: Sequence[_Racer], floor: Sequence[float] | None, unit: Sequence[float] | None
+) -> Entry:
+    """The entry with its times, and in proportion to what was measured in the same rounds."""
+    own = racer.seconds
+    if own is None:
+        return racer.entry
+    others = [other for other in racers if other is not racer and not other.entry.ours and other.seconds]
+    unlimited = [other for other in others if other.entry.limited is None]
+    lower, middle, upper = quantiles(own, n=4, method="inclusive")
+    return replace(
+        racer.entry,
+        median=middle,
+        lower_quartile=lower,
+        upper_quartile=upper,
+        rounds=len(own),
+        speedup=_best_over(others, own),
+        speedup_unlimited=_best_over(unlimited, own) if len(unlimited) < len(others) else None,
+        to_floor=_proportion(own, floor),
+        gradients=_proportion(own, unit),
+    )
+
+
+def _best_over(others: Sequence[_Racer], own: Sequence[float]) -> float | None:
+    proportions = [_proportion(other.seconds, own) for other in others if other.seconds]
+    return min((proportion for proportion in proportions if proportion is not None), default=None)
+
+
+def _proportion(these: Sequence[float], those: Sequence[float] | None) -> float | None:
+    """The median over rounds: a slow round is slow for both."""
+    return None if those is None else median(one / other for one, other in zip(these, those, strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
