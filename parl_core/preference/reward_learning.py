@@ -257,7 +257,7 @@ def _native_gradient(
         dataset.labels, indices.contiguous(), dataset.length, list(gradients[::2]), list(gradients[1::2]),
         torch.get_num_threads(),
     )  # fmt: skip
-    return torch.tensor(loss), torch.tensor(correct), gradients
+    return torch.tensor(loss, dtype=params[0].dtype), torch.tensor(correct), gradients
 
 
 _GRADIENT = Op("RewardLearner.gradient", _reference_gradient)
