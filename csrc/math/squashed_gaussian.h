@@ -1,6 +1,6 @@
-// One coordinate of a Gaussian action squashed by tanh, reparameterised: a = tanh(u), u = mean + σ·noise, where log σ is
-// the network's `raw` output rescaled by tanh into [−5, 2]. Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and
-// Applications", appendix C. As parl_core/models/policies.py has it.
+// One coordinate of a Gaussian action squashed by tanh, reparameterised: a = tanh(u), u = mean + σ·noise,
+// where log σ is the network's `raw` output rescaled by tanh into [−5, 2]. Haarnoja et al. 2018, "Soft
+// Actor-Critic Algorithms and Applications", appendix C. As parl_core/models/policies.py has it.
 #pragma once
 
 #include "math/elementary.h"
@@ -38,7 +38,8 @@ struct SquashedGradient {
 
 // What of a loss L(a, log π(a)) reaches the network's outputs, from ∂L/∂a and ∂L/∂log π at a fixed noise.
 template <typename V>
-PARL_INLINE SquashedGradient<V> squashed_gradient(V action, V tanh_raw, V spread, V by_action, V by_log_prob) {
+PARL_INLINE SquashedGradient<V> squashed_gradient(V action, V tanh_raw, V spread, V by_action,
+                                                  V by_log_prob) {
     using S = typename ScalarOf<V>::type;
     const V by_u = by_action * (V(1) - action * action) + by_log_prob * (action + action);
     const V by_log_std = by_u * spread - by_log_prob;
