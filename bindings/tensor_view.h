@@ -36,6 +36,8 @@ struct TorchNames {
     PyObject* dim = PyUnicode_InternFromString("dim");
     PyObject* numel = PyUnicode_InternFromString("numel");
     PyObject* is_contiguous = PyUnicode_InternFromString("is_contiguous");
+    PyObject* shape = PyUnicode_InternFromString("shape");
+    PyObject* stride = PyUnicode_InternFromString("stride");
     PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
 
     TorchNames() {
@@ -101,6 +103,19 @@ inline TensorView view_vector(py::handle tensor, const char* name) {
         throw py::value_error(std::string(name) + " must have one dimension, got " + std::to_string(dim));
     }
     return view;
+}
+
+// Refuses a view that is not of `dtype` or has not `size` elements.
+inline void require(const TensorView& view, DType dtype, std::int64_t size, const char* name) {
+    if (view.dtype != dtype) {
+        const char* const names[] = {"float32", "float64", "int64"};
+        throw py::type_error(std::string(name) + " must be of dtype " + names[static_cast<int>(dtype)] +
+                             ", got " + names[static_cast<int>(view.dtype)]);
+    }
+    if (view.size != size) {
+        throw py::value_error(std::string(name) + " must have " + std::to_string(size) + " elements, got " +
+                              std::to_string(view.size));
+    }
 }
 
 }  // namespace parl::bindings

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.preference_loss import preference_loss
 from ..trajectories import PreferencePairs, Trajectories
 from .modules import evaluate_reward
 
@@ -39,9 +39,9 @@ class PreferenceLoss:
         """(M,) cross-entropy of each pair, in nats."""
         if not isinstance(data, PreferencePairs):
             raise TypeError(f"PreferenceLoss takes PreferencePairs as upper, got {type(data).__name__}")
-        first = data.first.sum_steps(evaluate_reward(reward, data.first))
-        second = data.second.sum_steps(evaluate_reward(reward, data.second))
-        return F.binary_cross_entropy_with_logits(second - first, data.labels.to(first.dtype), reduction="none")
+        first, second = evaluate_reward(reward, data.first), evaluate_reward(reward, data.second)
+        offsets = data.first.offsets, data.second.offsets
+        return preference_loss(first, second, data.labels, *offsets, reduction="none").loss
 
     def trajectories(self, data: PreferencePairs) -> tuple[Trajectories, ...]:
         """Both segments of each pair: U depends on the policy through either."""

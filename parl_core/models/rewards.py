@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.ensemble_rewards import LEAKY_SLOPE, ensemble_rewards
 from .mlp import BatchedLinear
-
-LEAKY_SLOPE = 0.01
 
 
 class RewardEnsemble(nn.Module):
@@ -46,11 +46,26 @@ class RewardEnsemble(nn.Module):
             if tensor.shape[-1] != size:
                 raise ValueError(f"{name} must have {size} columns, got shape {tuple(tensor.shape)}")
         inputs = torch.cat((observations, actions), dim=-1)
+        if plain := self.plain_layers():
+            return ensemble_rewards(inputs, *plain)
         values = inputs if inputs.dim() == 3 else inputs.expand(self.num_members, *inputs.shape)
         for layer in self.layers[:-1]:
             values = F.leaky_relu(layer(values), LEAKY_SLOPE)
         return torch.tanh(self.layers[-1](values)).squeeze(-1)
 
+    def plain_layers(self) -> tuple[list[Tensor], list[Tensor]] | None:
+        """Weights and biases of all layers, or None if calling a layer does more than they say: a hook, another module."""
+        layers = [layer for layer in self.layers if _is_plain(layer)]
+        if len(layers) < len(self.layers):
+            return None
+        return [layer.weight for layer in layers], [layer.bias for layer in layers]
+
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """(T, do), (T, da) -> (T,), the mean over members."""
         return self.member_rewards(observations, actions).mean(0)
+
+
+def _is_plain(layer: nn.Module) -> TypeGuard[BatchedLinear]:
+    return type(layer) is BatchedLinear and not (
+        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    )

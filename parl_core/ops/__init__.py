@@ -4,11 +4,13 @@ Ragged data is a flat tensor (T,) and `offsets` (N+1,) int64: trajectory n is va
 Trajectories of one length may come as rows (N, H) instead.
 """
 
-from .gae import gae
-from .recurrence import linear_recurrence
+from .ensemble_rewards import ensemble_rewards
 from .f_divergence import f_divergence
 from .f_divergence_bound import f_divergence_bound
 from .f_divergence_closed import categorical_f_divergence, gaussian_f_divergence
+from .gae import gae
+from .preference_loss import PairsLoss, preference_loss
+from .recurrence import linear_recurrence
 from .registry import BackendError, available_backends, backend, support_table
 from .scan import discounted_returns, prefix_sum
 from .td_lambda import td_lambda
@@ -16,16 +18,19 @@ from .vtrace import VTrace, vtrace
 
 __all__ = [
     "BackendError",
+    "PairsLoss",
     "VTrace",
     "available_backends",
     "backend",
     "categorical_f_divergence",
     "discounted_returns",
-    "gae",
-    "linear_recurrence",
+    "ensemble_rewards",
     "f_divergence",
     "f_divergence_bound",
+    "gae",
     "gaussian_f_divergence",
+    "linear_recurrence",
+    "preference_loss",
     "prefix_sum",
     "support_table",
     "td_lambda",

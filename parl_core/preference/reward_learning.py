@@ -7,16 +7,20 @@ Christiano et al. 2017, "Deep Reinforcement Learning from Human Preferences"; th
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import NonFiniteError
 from ..models.rewards import RewardEnsemble
+from ..ops.ensemble_rewards import MAX_LAYERS, dense, widths
+from ..ops.preference_loss import preference_loss
+from ..ops.registry import Op
+from ..optim import adam_step
 from ..trajectories import PreferencePairs, Trajectories
 from .samplers import Queries
 
@@ -64,7 +68,7 @@ class PreferenceDataset:
 
     def select(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs at `indices` (any shape): observations (…, 2, L, do), actions (…, 2, L, da), labels (…)."""
-        segments = self._segments[: self._size][indices]
+        segments = self.segments[indices]
         observations, actions = segments.split((self.obs_dim, self.act_dim), dim=-1)
         return observations, actions, self.labels[indices]
 
@@ -83,9 +87,14 @@ class PreferenceDataset:
         )
         return PreferencePairs(first, second, labels)
 
+    @property
+    def segments(self) -> Tensor:
+        """(size, 2, L, do + da), observations and actions of the steps of each pair's segments."""
+        return self._segments[: self._size]
+
     def state_dict(self) -> dict[str, Any]:
         """The labelled pairs, sharing memory with the dataset."""
-        return {"segments": self._segments[: self._size], "labels": self.labels}
+        return {"segments": self.segments, "labels": self.labels}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned, from a dataset whose segments have the same sizes."""
@@ -182,21 +191,16 @@ class RewardLearner:
         self, dataset: PreferenceDataset, indices: Tensor, gradient_hook: Callable[[Tensor], Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         """One step on the pairs `indices` (members, B): the loss, and how many were ordered as labelled."""
-        observations, actions, labels = dataset.select(indices)
-        rewards = self.ensemble.member_rewards(observations.flatten(1, 3), actions.flatten(1, 3))
-        first, second = rewards.unflatten(1, (-1, 2, dataset.length)).sum(-1).unbind(-1)
-        logits = second - first
-        loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1).sum()
+        select = _GRADIENT.select(self._params[0], None)
+        loss, correct, gradients = _GRADIENT.kernel(select)(self.ensemble, dataset, indices)
         if not torch.isfinite(loss):
             raise NonFiniteError(f"The reward model's loss became {loss.item()}; lower its learning rate")
-        gradients = torch.autograd.grad(loss, self._params)
         if gradient_hook is not None:
             gradients = self._apply_hook(gradient_hook, gradients)
         for param, gradient in zip(self._params, gradients, strict=True):
             param.grad = gradient
-        self.optimizer.step()
-        correct = (logits.sign() == (labels - 0.5).sign()) & (labels != 0.5)
-        return loss.detach(), correct.sum()
+        adam_step(self.optimizer)
+        return loss, correct
 
     def _apply_hook(
         self, gradient_hook: Callable[[Tensor], Tensor], gradients: tuple[Tensor, ...]
@@ -224,3 +228,42 @@ class RewardLearner:
         # The optimiser would keep the very tensors it is given, and then change them in place.
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.generator.set_state(state["generator"])
+
+
+def _reference_gradient(
+    ensemble: RewardEnsemble, dataset: PreferenceDataset, indices: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Of the pairs `indices` (members, B): the loss, how many are ordered as labelled, and the loss gradient."""
+    observations, actions, labels = dataset.select(indices)
+    rewards = ensemble.member_rewards(observations.flatten(1, 3), actions.flatten(1, 3))
+    first, second = rewards.unflatten(1, (-1, 2, dataset.length)).unbind(2)  # (members, B, L)
+    losses, correct = preference_loss(first, second, labels)
+    gradients = torch.autograd.grad(losses.sum(), list(ensemble.parameters()))
+    return losses.detach().sum(), correct.sum(), gradients
+
+
+def _native_gradient(
+    ensemble: RewardEnsemble, dataset: PreferenceDataset, indices: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """The same, segment sums, loss and backward pass included, while a few pairs at a time stay in the cache."""
+    params = list(ensemble.parameters())
+    weights, biases = ensemble.plain_layers() or ([], [])
+    if not 1 <= len(weights) <= MAX_LAYERS or dataset.segments.dtype != params[0].dtype:
+        return _reference_gradient(ensemble, dataset, indices)
+    native = importlib.import_module("parl_core._native")
+    gradients = tuple(torch.empty_like(param, memory_format=torch.contiguous_format) for param in params)
+    loss, correct = native.ensemble_preference_gradient(
+        ensemble.num_members, dense(weights), dense(biases), widths(weights), dataset.segments,
+        dataset.labels, indices.contiguous(), dataset.length, list(gradients[::2]), list(gradients[1::2]),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return torch.tensor(loss, dtype=params[0].dtype), torch.tensor(correct), gradients
+
+
+_GRADIENT = Op("RewardLearner.gradient", _reference_gradient)
+_GRADIENT.register(
+    "cpp",
+    lambda: _native_gradient,
+    device_types=frozenset({"cpu"}),
+    dtypes=frozenset({torch.float32, torch.float64}),
+)

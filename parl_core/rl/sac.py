@@ -7,11 +7,14 @@ How it differs from the paper and from its usual implementations:
    and biases at zero, in actor and critics, as in PEBBLE (Lee, Smith and Abbeel 2021).
 3. The temperature's gradient is written out: d/d(log α) of α·(H − H̄) is α·(H − H̄) itself.
 4. Gradients are taken for the parameters that a step changes and for no others.
+
+On the CPU an update is one native call. `SAC._reference_update` says what it computes.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -25,6 +28,8 @@ from torch import Tensor, nn
 
 from ..models.mlp import BatchedLinear
 from ..models.policies import GaussianPolicy
+from ..ops.registry import Op
+from .native_sac import NativeCache
 from .replay import Batch
 
 
@@ -85,6 +90,7 @@ class SAC:
         self.target_critic = TwinCritic(obs_dim, act_dim, config.hidden).requires_grad_(False)
         self.log_temperature = torch.tensor(math.log(config.initial_temperature), requires_grad=True)
         self.num_updates = 0
+        self.native = NativeCache()
 
         _initialize(self.actor, generator)
         self._actor_params: list[Tensor] = list(self.actor.parameters())
@@ -110,17 +116,32 @@ class SAC:
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.critic_optimizer = torch.optim.Adam(self._critic_params, lr=self.config.critic_learning_rate, fused=True)
 
-    @torch.inference_mode()
     def act(self, observation: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
         """(do,) -> (da,) in [−1, 1], float32: a sample of the policy, or its mean action."""
+        return _ACT.kernel(_ACT.select(self.log_temperature, None))(self, observation, deterministic)
+
+    @torch.inference_mode()
+    def _reference_act(self, observation: np.ndarray, deterministic: bool) -> np.ndarray:
         observations = torch.from_numpy(np.asarray(observation, dtype=np.float32)).unsqueeze(0)
         mean, log_std = self.actor.mean_and_log_std(observations)
         if not deterministic:
             mean = mean + log_std.exp() * torch.randn(mean.shape, generator=self.generator)
         return torch.tanh(mean)[0].numpy()
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of critics, actor and temperature, and of the targets when due. Returns scalars to log."""
+    def update(self, batch: Batch, *, backend: str | None = None) -> dict[str, Tensor]:
+        """One step of critics, actor and temperature, and of the targets when due. Returns scalars to log.
+
+        Args:
+            batch: the transitions.
+            backend: "reference" for the plain update in torch, "cpp" for the same numbers up to rounding from one native
+                call on the same tensors; None: the innermost `with backend(…)`, or else the best. They may take turns.
+
+        Raises:
+            BackendError: the backend asked for cannot be used here.
+        """
+        return _UPDATE.kernel(_UPDATE.select(batch.observations, backend))(self, batch)
+
+    def _reference_update(self, batch: Batch) -> dict[str, Tensor]:
         config, generator = self.config, self.generator
         temperature = self.log_temperature.detach().exp()
 
@@ -177,6 +198,22 @@ class SAC:
         self.critic_optimizer.load_state_dict(copy.deepcopy(state["critic_optimizer"]))
         self.generator.set_state(state["generator"])
         self.num_updates = int(state["num_updates"])
+
+
+_ACT = Op("SAC.act", SAC._reference_act)
+_ACT.register(
+    "cpp",
+    lambda: importlib.import_module("parl_core.rl.native_sac").act,
+    device_types=frozenset({"cpu"}),
+    dtypes=frozenset({torch.float32}),
+)
+_UPDATE = Op("SAC.update", SAC._reference_update)
+_UPDATE.register(
+    "cpp",
+    lambda: importlib.import_module("parl_core.rl.native_sac").update,
+    device_types=frozenset({"cpu"}),
+    dtypes=frozenset({torch.float32, torch.float64}),
+)
 
 
 @torch.no_grad()

@@ -11,7 +11,13 @@ import torch.nn.functional as F
 
 from parl_core.errors import NonFiniteError
 from parl_core.models.rewards import RewardEnsemble
-from parl_core.preference.reward_learning import PreferenceDataset, RewardLearner
+from parl_core.ops import backend
+from parl_core.preference.reward_learning import (
+    PreferenceDataset,
+    RewardLearner,
+    _native_gradient,
+    _reference_gradient,
+)
 from parl_core.preference.samplers import Queries
 from parl_core.preference.teachers import OracleTeacher
 from parl_core.rl.rollout import Segments
@@ -200,3 +206,55 @@ def test_a_loaded_learner_and_dataset_continue_bit_for_bit():
     assert torch.equal(flat(learner.ensemble), flat(other.ensemble))
     with pytest.raises(ValueError, match="M at most 10"):
         PreferenceDataset(10, LENGTH, 3, 2).load_state_dict(dataset.state_dict())
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def isa(request):
+    native = pytest.importorskip("parl_core._native")
+    if request.param not in native.isas():
+        pytest.skip(f"this machine has no {request.param}")
+    before = native.isa()
+    native.use_isa(request.param)
+    yield
+    native.use_isa(before)
+
+
+# Blocks of 128 rows: several pairs in one, one pair, and a pair that is longer than a block.
+@pytest.mark.parametrize(("length", "pairs"), [(1, 40), (5, 30), (50, 7), (64, 5), (100, 3)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_native_gradient_is_that_of_torch(isa, length, pairs, threads):
+    generator = torch.Generator().manual_seed(length)
+    before = torch.get_default_dtype(), torch.get_num_threads()
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(threads)
+    try:
+        dataset = PreferenceDataset(pairs + 3, length, obs_dim=3, act_dim=2)
+        first, second = (
+            Segments(*(torch.randn(pairs, length, size, generator=generator) for size in (3, 2)), torch.zeros(pairs))
+            for _ in range(2)
+        )
+        labels = torch.rand(pairs, generator=generator)
+        labels[:2] = 0.5
+        dataset.append(Queries(first, second), labels)
+        torch.manual_seed(1)
+        ensemble = RewardEnsemble(3, 2, (90, 70), members=3)
+        indices = torch.randint(pairs, (3, 2 * pairs), generator=generator)
+        loss, correct, gradients = _native_gradient(ensemble, dataset, indices)
+        expected_loss, expected_correct, expected = _reference_gradient(ensemble, dataset, indices)
+    finally:
+        torch.set_default_dtype(before[0])
+        torch.set_num_threads(before[1])
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-12)
+    assert correct == expected_correct
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-13 * max(1.0, float(other.abs().max())))
+
+
+def test_the_native_gradient_leaves_what_it_does_not_know_to_torch(monkeypatch):
+    native = pytest.importorskip("parl_core._native")
+    dataset, learner = make_dataset(10), make_learner()
+    monkeypatch.setattr(native, "ensemble_preference_gradient", lambda *_: pytest.fail("the native pass was taken"))
+    with backend("reference"):
+        learner.fit(dataset, max_epochs=1)
+    learner.ensemble.layers[0].register_forward_hook(lambda module, inputs, output: output)
+    learner.fit(dataset, max_epochs=1)

@@ -1,0 +1,152 @@
+"""Soft actor-critic on walker-walk, one update per environment step: our training loop, and those of peers.
+
+Everyone has two hidden layers of one width in actor and critics, batches as large as the layers are wide, float32, and the
+same wrapped environment.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from parl_core.envs.interface import Environment
+from parl_core.envs.registry import make_env
+from parl_core.ops import backend
+from parl_core.rl.sac import SACConfig
+from parl_core.training.presets import preset
+from parl_core.training.trainer import TICK, Trainer
+
+ENV = "dm_control/walker-walk"
+OBS_DIM, ACT_DIM = 24, 6
+Run = Callable[[], Any]
+"""Runs a block of environment steps with as many updates. Returns (steps taken, updates done, actor parameters, critic
+parameters, 1 if all of them are finite)."""
+
+
+def update_flops(width: int) -> float:
+    """Of one update, the fewest.
+
+    Forward, the actor goes twice, and each critic three times, its target's included. Backwards, actor and critics once: to
+    all weights, and to what every layer but the first is fed. The actor's step goes backwards through the critics too, to
+    the actions alone.
+    """
+    actor = OBS_DIM * width + width * width + 2 * ACT_DIM * width
+    critic = (OBS_DIM + ACT_DIM) * width + width * width + width
+    actor_inner, critic_inner = actor - OBS_DIM * width, critic - (OBS_DIM + ACT_DIM) * width
+    products = 3 * actor + actor_inner + 2 * (4 * critic + 2 * critic_inner + ACT_DIM * width)
+    return 2.0 * width * products
+
+
+def num_parameters(width: int) -> tuple[int, int]:
+    """Of the actor, and of both critics together."""
+
+    def count(inputs: int, outputs: int) -> int:
+        return (inputs + 1) * width + (width + 1) * width + (width + 1) * outputs
+
+    return count(OBS_DIM, 2 * ACT_DIM), 2 * count(OBS_DIM + ACT_DIM, 1)
+
+
+def parl_core(width: int, steps: int, backend_name: str | None = None) -> Run:
+    """`Trainer` on the true reward."""
+    if steps % TICK:
+        raise ValueError(f"steps must be a multiple of {TICK}, at which the trainer says where it is, got {steps}")
+    config = replace(
+        preset(ENV, "oracle", "cpu"),
+        random_steps=width,
+        steps=10**9,
+        eval_interval=10**9,
+        sac=SACConfig(hidden=(width, width), batch_size=width),
+    )
+    trainer = Trainer(config, make_env(ENV, 0), make_env(ENV, 1))
+    events = trainer.run()
+
+    def advance(until: int) -> None:
+        with backend(backend_name) if backend_name else nullcontext():
+            while trainer.step < until:
+                next(events)
+
+    advance(2 * width + TICK - 2 * width % TICK)
+
+    def run() -> Any:
+        start, updates = trainer.step, trainer.agent.num_updates
+        advance(start + steps)
+        actor, critic = list(trainer.agent.actor.parameters()), list(trainer.agent.critic.parameters())
+        sizes = [sum(param.numel() for param in params) for params in (actor, critic)]
+        finite = all(bool(param.isfinite().all()) for param in (*actor, *critic))
+        return np.array([trainer.step - start, trainer.agent.num_updates - updates, *sizes, finite])
+
+    return run
+
+
+def stable_baselines3(width: int, steps: int) -> Run:
+    """In torch."""
+    import stable_baselines3 as package
+
+    return _learner(package, width, steps, _torch_sizes)
+
+
+def sbx(width: int, steps: int) -> Run:
+    """The same interface on JAX; a whole update is one compiled function."""
+    import sbx as package
+
+    return _learner(package, width, steps, _jax_sizes)
+
+
+def _learner(package: Any, width: int, steps: int, sizes: Callable[[Any], list[float]]) -> Run:
+    model = package.SAC(
+        "MlpPolicy",
+        _gym_env(make_env(ENV, 0)),
+        batch_size=width,
+        learning_starts=width,
+        train_freq=1,
+        gradient_steps=1,
+        policy_kwargs={"net_arch": [width, width]},
+        buffer_size=100_000,
+        seed=0,
+    )
+    model.learn(2 * width)
+
+    def run() -> Any:
+        start, updates = model.num_timesteps, model._n_updates
+        model.learn(steps, reset_num_timesteps=False)
+        return np.array([model.num_timesteps - start, model._n_updates - updates, *sizes(model)])
+
+    return run
+
+
+def _torch_sizes(model: Any) -> list[float]:
+    params = list(model.actor.parameters()), list(model.critic.parameters())
+    finite = all(bool(param.isfinite().all()) for some in params for param in some)
+    return [*(sum(param.numel() for param in some) for some in params), finite]
+
+
+def _jax_sizes(model: Any) -> list[float]:
+    import jax
+
+    params = [jax.tree.leaves(state.params) for state in (model.policy.actor_state, model.policy.qf_state)]
+    finite = all(bool(np.isfinite(param).all()) for some in params for param in some)
+    return [*(sum(math.prod(param.shape) for param in some) for some in params), finite]
+
+
+def _gym_env(env: Environment) -> Any:
+    import gymnasium
+
+    class Wrapped(gymnasium.Env[Any, Any]):
+        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (env.obs_dim,), np.float32)
+        action_space = gymnasium.spaces.Box(-1.0, 1.0, (env.act_dim,), np.float32)
+
+        def reset(
+            self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        ) -> tuple[Any, dict[str, Any]]:
+            return env.reset(), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            step = env.step(action)
+            return step.observation, step.reward, step.terminated, step.truncated, {}
+
+    return Wrapped()

@@ -1,0 +1,87 @@
+#include "cpu/actor.h"
+
+#include <pybind11/numpy.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "tensor_view.h"
+
+namespace parl::bindings {
+namespace {
+
+// A float32 policy of nn.Linear layers, whose parameters it reads where they lie.
+class Actor {
+  public:
+    explicit Actor(const py::list& params) {
+        if (params.empty() || params.size() % 2 != 0) {
+            throw py::value_error("params must be a weight and a bias for each layer, got " +
+                                  std::to_string(params.size()) + " tensors");
+        }
+        std::int64_t widest = 0;
+        for (std::size_t i = 0; i < params.size(); i += 2) {
+            const TensorView weight = view_dense(params[i], "params"),
+                             bias = view_dense(params[i + 1], "params");
+            const std::int64_t inputs = bias.size == 0 ? 0 : weight.size / bias.size;
+            if (bias.size == 0 || (!layers_.empty() && inputs != layers_.back().outputs)) {
+                throw py::value_error("params must be those of layers that follow each other");
+            }
+            require(weight, DType::kFloat32, inputs * bias.size, "params");
+            require(bias, DType::kFloat32, bias.size, "params");
+            layers_.push_back({weight.as<float>(), bias.as<float>(), inputs, bias.size});
+            widest = std::max(widest, bias.size);
+            for (std::size_t which = i; which < i + 2; ++which) held_.push_back(py::object(params[which]));
+        }
+        if (layers_.back().outputs % 2 != 0) {
+            throw py::value_error("params must end in two outputs for each coordinate of the action");
+        }
+        scratch_.resize(static_cast<std::size_t>(2 * widest));
+    }
+
+    bool is_current() const {
+        for (std::size_t i = 0; i < held_.size(); ++i) {
+            const ActorLayer& layer = layers_[i / 2];
+            const void* const expected = i % 2 == 0 ? layer.weight : layer.bias;
+            if (PyLong_AsVoidPtr(call(held_[i], torch_names().data_ptr).ptr()) != expected) return false;
+        }
+        return true;
+    }
+
+    py::array_t<float> act(const py::array_t<float, py::array::c_style | py::array::forcecast>& observation,
+                           py::handle noise_tensor) {
+        const std::int64_t act_dim = layers_.back().outputs / 2;
+        if (observation.ndim() != 1 || observation.size() != layers_.front().inputs) {
+            throw py::value_error("observation must be of shape (" + std::to_string(layers_.front().inputs) +
+                                  ",), got " + std::string(py::str(observation.attr("shape"))));
+        }
+        const float* noise = nullptr;
+        if (!noise_tensor.is_none()) {
+            const TensorView view = view_dense(noise_tensor, "noise");
+            require(view, DType::kFloat32, act_dim, "noise");
+            noise = view.as<float>();
+        }
+        py::array_t<float> action(act_dim);
+        PARL_DISPATCH(actor_act(layers_.data(), static_cast<int>(layers_.size()), observation.data(), noise,
+                                scratch_.data(), action.mutable_data()));
+        return action;
+    }
+
+  private:
+    using ActorLayer = cpu::ActorLayer<float>;
+    std::vector<ActorLayer> layers_;
+    std::vector<py::object> held_;
+    std::vector<float> scratch_;
+};
+
+}  // namespace
+
+void bind_actor(py::module_& module) {
+    py::class_<Actor>(module, "Actor")
+        .def(py::init<const py::list&>(), py::arg("params"))
+        .def("is_current", &Actor::is_current, "Whether all parameters are still where they were.")
+        .def("act", &Actor::act, py::arg("observation"), py::arg("noise"),
+             "(do,) -> (da,), float32: the action for this noise (da,), a tensor, or for None the mean "
+             "action.");
+}
+
+}  // namespace parl::bindings

@@ -1,0 +1,233 @@
+#include "cpu/ensemble.h"
+
+#include <algorithm>
+
+#include "tensor_view.h"
+#include "workspace.h"
+
+namespace parl::bindings {
+namespace {
+
+// Up to so many rows, packing the weights costs more than it saves.
+constexpr std::int64_t kFewRows = 4;
+
+// Multiplications and additions that are worth another thread.
+constexpr double kThreadWork = 8e6;
+
+template <typename T>
+constexpr DType kDTypeOf = sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
+
+template <typename T>
+struct Call {
+    cpu::Ensemble<T> ensemble{};
+    std::int64_t num_params = 0;  // of one member
+
+    // widths: of the inputs and all layers.
+    Call(std::int64_t members, const py::list& weights, const py::list& biases, const py::list& widths) {
+        if (members < 1) throw py::value_error("members must be at least 1, got " + std::to_string(members));
+        const std::size_t layers = weights.size();
+        if (layers < 1 || layers > cpu::kEnsembleMaxLayers) {
+            throw py::value_error("weights must be of 1 to " + std::to_string(cpu::kEnsembleMaxLayers) +
+                                  " layers, got " + std::to_string(layers));
+        }
+        if (biases.size() != layers) throw py::value_error("biases must be as many as weights");
+        if (widths.size() != layers + 1) throw py::value_error("widths must be one more than weights");
+        ensemble.members = members;
+        ensemble.num_layers = static_cast<int>(layers);
+        for (std::size_t l = 0; l <= layers; ++l) {
+            ensemble.widths[l] = widths[l].cast<std::int64_t>();
+            if (ensemble.widths[l] < 1) throw py::value_error("widths must be positive");
+        }
+        if (ensemble.widths[layers] != 1) throw py::value_error("widths must end in one output");
+        for (std::size_t l = 0; l < layers; ++l) {
+            const std::int64_t inputs = ensemble.widths[l], outputs = ensemble.widths[l + 1];
+            ensemble.weights[l] = values(weights[l], members * inputs * outputs, "weights");
+            ensemble.biases[l] = values(biases[l], members * outputs, "biases");
+            num_params += (inputs + 1) * outputs;
+        }
+    }
+
+    static T* values(py::handle tensor, std::int64_t size, const char* name) {
+        const TensorView view = view_dense(tensor, name);
+        require(view, kDTypeOf<T>, size, name);
+        return view.as<T>();
+    }
+
+    cpu::EnsembleGradients<T> gradients(const py::list& weights, const py::list& biases) const {
+        const auto layers = static_cast<std::size_t>(ensemble.num_layers);
+        if (weights.size() != layers || biases.size() != layers) {
+            throw py::value_error("gradients must be as many as weights and biases");
+        }
+        cpu::EnsembleGradients<T> out{};
+        for (std::size_t l = 0; l < layers; ++l) {
+            const std::int64_t inputs = ensemble.widths[l], outputs = ensemble.widths[l + 1];
+            out.weights[l] = values(weights[l], ensemble.members * inputs * outputs, "weight_gradients");
+            out.biases[l] = values(biases[l], ensemble.members * outputs, "bias_gradients");
+        }
+        return out;
+    }
+
+    // (rows, inputs) for all members, or (members, rows, inputs).
+    cpu::EnsembleInputs<T> inputs(py::handle tensor, std::int64_t rows) const {
+        const TensorView view = view_dense(tensor, "inputs");
+        const std::int64_t shared = rows * ensemble.widths[0];
+        const bool is_shared = view.size == shared;
+        require(view, kDTypeOf<T>, is_shared ? shared : ensemble.members * shared, "inputs");
+        return {view.as<T>(), rows, is_shared ? 0 : shared};
+    }
+
+    // As many threads as have enough to do, and never more than there are things to divide.
+    int threads(std::int64_t rows, std::int64_t things, int num_threads) const {
+        const double work = static_cast<double>(rows * ensemble.members * num_params);
+        const double worth = std::max(work / kThreadWork, 1.0);
+        const std::int64_t most = std::min<std::int64_t>({things, num_threads, cpu::kEnsembleMaxThreads});
+        return static_cast<int>(std::max<std::int64_t>(std::min(most, static_cast<std::int64_t>(worth)), 1));
+    }
+
+    T* workspace(std::int64_t pair_length, int num_threads) const {
+        static thread_local Workspace<T> memory;
+        std::vector<std::int64_t> shape{ensemble.members, pair_length};
+        shape.insert(shape.end(), ensemble.widths, ensemble.widths + ensemble.num_layers + 1);
+        return memory.resize(PARL_DISPATCH(ensemble_workspace(ensemble, pair_length, num_threads)), shape);
+    }
+};
+
+template <typename T>
+void forward(std::int64_t members, const py::list& weights, const py::list& biases, const py::list& widths,
+             py::handle inputs_tensor, py::handle rewards_tensor, int num_threads) {
+    const Call<T> call(members, weights, biases, widths);
+    const TensorView rewards = view_dense(rewards_tensor, "rewards");
+    const std::int64_t rows = rewards.size / members;
+    require(rewards, kDTypeOf<T>, members * rows, "rewards");
+    const cpu::EnsembleInputs<T> inputs = call.inputs(inputs_tensor, rows);
+    const py::gil_scoped_release release;
+    if (rows <= kFewRows) {
+        const auto& ensemble = call.ensemble;
+        const std::int64_t widest =
+            *std::max_element(ensemble.widths, ensemble.widths + ensemble.num_layers + 1);
+        std::vector<T> scratch(static_cast<std::size_t>(2 * widest));
+        PARL_DISPATCH(ensemble_forward_few(ensemble, inputs, scratch.data(), rewards.as<T>()));
+        return;
+    }
+    const int threads = call.threads(rows, rows, num_threads);
+    T* const workspace = call.workspace(0, threads);
+    PARL_DISPATCH(ensemble_forward(call.ensemble, inputs, workspace, threads, rewards.as<T>()));
+}
+
+template <typename T>
+void backward(std::int64_t members, const py::list& weights, const py::list& biases, const py::list& widths,
+              py::handle inputs_tensor, py::handle cotangents_tensor, const py::list& weight_gradients,
+              const py::list& bias_gradients, py::handle input_gradients_tensor, int num_threads) {
+    const Call<T> call(members, weights, biases, widths);
+    const TensorView cotangents = view_dense(cotangents_tensor, "cotangents");
+    const std::int64_t rows = cotangents.size / members;
+    require(cotangents, kDTypeOf<T>, members * rows, "cotangents");
+    if (rows < 1) throw py::value_error("cotangents must have at least one row");
+    const cpu::EnsembleInputs<T> inputs = call.inputs(inputs_tensor, rows);
+    const cpu::EnsembleGradients<T> gradients = call.gradients(weight_gradients, bias_gradients);
+    T* const input_gradients = input_gradients_tensor.is_none()
+                                   ? nullptr
+                                   : call.values(input_gradients_tensor,
+                                                 members * rows * call.ensemble.widths[0], "input_gradients");
+    const py::gil_scoped_release release;
+    const int threads = call.threads(4 * rows, rows, num_threads);
+    T* const workspace = call.workspace(0, threads);
+    PARL_DISPATCH(ensemble_backward(call.ensemble, inputs, cotangents.as<T>(), workspace, threads, gradients,
+                                    input_gradients));
+}
+
+template <typename T>
+py::tuple preference_gradient(std::int64_t members, const py::list& weights, const py::list& biases,
+                              const py::list& widths, py::handle segments_tensor, py::handle labels_tensor,
+                              py::handle indices_tensor, std::int64_t length,
+                              const py::list& weight_gradients, const py::list& bias_gradients,
+                              int num_threads) {
+    const Call<T> call(members, weights, biases, widths);
+    const TensorView segments = view_dense(segments_tensor, "segments");
+    const TensorView labels = view_dense(labels_tensor, "labels");
+    const TensorView indices = view_dense(indices_tensor, "indices");
+    if (length < 1) throw py::value_error("length must be at least 1, got " + std::to_string(length));
+    require(labels, kDTypeOf<T>, labels.size, "labels");
+    require(segments, kDTypeOf<T>, labels.size * 2 * length * call.ensemble.widths[0], "segments");
+    require(indices, DType::kInt64, indices.size, "indices");
+    const std::int64_t num_pairs = indices.size / members;
+    if (num_pairs < 1 || num_pairs * members != indices.size) {
+        throw py::value_error("indices must be one row of pairs or more for each member");
+    }
+    const auto* const numbers = indices.as<std::int64_t>();
+    for (std::int64_t i = 0; i < indices.size; ++i) {
+        if (numbers[i] < 0 || numbers[i] >= labels.size) {
+            throw py::value_error("indices must lie in [0, " + std::to_string(labels.size) + "), got " +
+                                  std::to_string(numbers[i]));
+        }
+    }
+    const cpu::EnsembleGradients<T> gradients = call.gradients(weight_gradients, bias_gradients);
+    const cpu::EnsemblePairs<T> pairs{segments.as<T>(), labels.as<T>(), length, numbers, num_pairs};
+    cpu::EnsembleFit fit{};
+    {
+        const py::gil_scoped_release release;
+        const int threads = call.threads(6 * num_pairs * length, num_pairs, num_threads);
+        T* const workspace = call.workspace(length, threads);
+        fit =
+            PARL_DISPATCH(ensemble_preference_gradient(call.ensemble, pairs, workspace, threads, gradients));
+    }
+    return py::make_tuple(fit.loss, fit.correct);
+}
+
+// Calls the function for the dtype of the first weight.
+template <typename Float, typename Double, typename... Arguments>
+auto by_dtype(Float run_float, Double run_double, std::int64_t members, const py::list& weights,
+              Arguments&&... arguments) {
+    if (weights.empty()) throw py::value_error("weights must be of one layer or more");
+    const DType dtype = view_dense(weights[0], "weights").dtype;
+    if (dtype == DType::kInt64) throw py::type_error("weights must be float32 or float64, got int64");
+    return dtype == DType::kFloat32 ? run_float(members, weights, arguments...)
+                                    : run_double(members, weights, arguments...);
+}
+
+}  // namespace
+
+void bind_ensemble(py::module_& module) {
+    module.attr("ensemble_max_layers") = cpu::kEnsembleMaxLayers;
+    module.def(
+        "ensemble_forward",
+        [](std::int64_t members, const py::list& weights, const py::list& biases, const py::list& widths,
+           py::handle inputs, py::handle rewards, int num_threads) {
+            by_dtype(forward<float>, forward<double>, members, weights, biases, widths, inputs, rewards,
+                     num_threads);
+        },
+        py::arg("members"), py::arg("weights"), py::arg("biases"), py::arg("widths"), py::arg("inputs"),
+        py::arg("rewards"), py::arg("num_threads"),
+        "Writes the rewards (members, T) of inputs (T, in) or (members, T, in).");
+    module.def(
+        "ensemble_backward",
+        [](std::int64_t members, const py::list& weights, const py::list& biases, const py::list& widths,
+           py::handle inputs, py::handle cotangents, const py::list& weight_gradients,
+           const py::list& bias_gradients, py::handle input_gradients, int num_threads) {
+            by_dtype(backward<float>, backward<double>, members, weights, biases, widths, inputs, cotangents,
+                     weight_gradients, bias_gradients, input_gradients, num_threads);
+        },
+        py::arg("members"), py::arg("weights"), py::arg("biases"), py::arg("widths"), py::arg("inputs"),
+        py::arg("cotangents"), py::arg("weight_gradients"), py::arg("bias_gradients"),
+        py::arg("input_gradients"), py::arg("num_threads"),
+        "Writes the gradients of (cotangents * rewards).sum(): of the parameters, and, unless None, of each "
+        "member's "
+        "inputs (members, T, in).");
+    module.def(
+        "ensemble_preference_gradient",
+        [](std::int64_t members, const py::list& weights, const py::list& biases, const py::list& widths,
+           py::handle segments, py::handle labels, py::handle indices, std::int64_t length,
+           const py::list& weight_gradients, const py::list& bias_gradients, int num_threads) {
+            return by_dtype(preference_gradient<float>, preference_gradient<double>, members, weights, biases,
+                            widths, segments, labels, indices, length, weight_gradients, bias_gradients,
+                            num_threads);
+        },
+        py::arg("members"), py::arg("weights"), py::arg("biases"), py::arg("widths"), py::arg("segments"),
+        py::arg("labels"), py::arg("indices"), py::arg("length"), py::arg("weight_gradients"),
+        py::arg("bias_gradients"), py::arg("num_threads"),
+        "Loss and number of pairs in order, of pairs indices (members, B) of segments (M, 2, length, in) "
+        "with labels "
+        "(M,); writes the gradient of the loss: the sum over members of each one's mean.");
+}
+
+}  // namespace parl::bindings

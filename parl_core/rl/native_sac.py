@@ -1,0 +1,116 @@
+"""One update of `SAC` as one native call, in the very tensors of its networks and optimisers.
+
+So the two ways to update may take turns, and checkpoints know nothing of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..optim import adam_state
+
+if TYPE_CHECKING:
+    from .replay import Batch
+    from .sac import SAC
+
+
+MAX_HIDDEN = 15  # layers; more are left to torch
+
+
+class NativeCache:
+    """The kernels of one agent, bound to the places of its tensors, and bound anew when these have moved."""
+
+    def __init__(self) -> None:
+        self.updater: BoundSAC | None = None
+        self.actor: Any = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeCache:
+        return NativeCache()  # a copied agent has tensors of its own
+
+    def __reduce__(self) -> tuple[type[NativeCache], tuple[()]]:
+        return NativeCache, ()
+
+
+def update(sac: SAC, batch: Batch) -> dict[str, Tensor]:
+    """As `SAC.update`."""
+    if len(sac.config.hidden) > MAX_HIDDEN:
+        return sac._reference_update(batch)
+    updater = sac.native.updater
+    if updater is None or not updater.is_current(sac):
+        updater = sac.native.updater = BoundSAC(sac)
+    return updater.update(sac, batch)
+
+
+def act(sac: SAC, observation: np.ndarray, deterministic: bool) -> np.ndarray:
+    """As `SAC.act`."""
+    actor = sac.native.actor
+    if actor is None or not actor.is_current():
+        native = importlib.import_module("parl_core._native")
+        actor = sac.native.actor = native.Actor(list(sac.actor.parameters()))
+    noise = None if deterministic else torch.randn(1, sac.actor.act_dim, generator=sac.generator)
+    return actor.act(observation, noise)
+
+
+class BoundSAC:
+    """The native kernel with the places of one agent's tensors."""
+
+    def __init__(self, sac: SAC) -> None:
+        native = importlib.import_module("parl_core._native")
+        actor, critic = sac.actor_optimizer, sac.critic_optimizer
+        self._rule = native.SacRule
+        dtype = sac.log_temperature.dtype
+        kernel = native.SacFloat32 if dtype == torch.float32 else native.SacFloat64
+        self._kernel = kernel(
+            sac.actor.obs_dim,
+            sac.actor.act_dim,
+            list(sac.config.hidden),
+            _lists(actor, sac.actor.parameters()),
+            _lists(critic, sac.critic.parameters()),
+            list(sac.target_critic.parameters()),
+            _lists(actor, [sac.log_temperature]),
+        )
+        self._states = actor.state, critic.state
+
+    def is_current(self, sac: SAC) -> bool:
+        """Whether everything is still where it was when this was made."""
+        actor, critic = self._states
+        return sac.actor_optimizer.state is actor and sac.critic_optimizer.state is critic and self._kernel.is_current()
+
+    def update(self, sac: SAC, batch: Batch) -> dict[str, Tensor]:
+        config = sac.config
+        shape, dtype = batch.actions.shape, batch.actions.dtype
+        next_noise = torch.randn(shape, generator=sac.generator, dtype=dtype)
+        noise = torch.randn(shape, generator=sac.generator, dtype=dtype)
+        actor, temperature = sac.actor_optimizer.param_groups
+        (critic,) = sac.critic_optimizer.param_groups
+        rule = self._rule(
+            config.discount,
+            config.polyak,
+            (sac.num_updates + 1) % config.target_update_interval == 0,
+            sac.target_entropy,
+            actor["lr"],
+            critic["lr"],
+            temperature["lr"],
+            *actor["betas"],
+            actor["eps"],
+        )
+        report = self._kernel.update(batch, next_noise, noise, rule, torch.get_num_threads())
+        sac.num_updates += 1
+        scalars = torch.tensor(report, dtype=dtype).unbind()
+        return dict(zip(("critic_loss", "actor_loss", "entropy", "temperature"), scalars, strict=True))
+
+
+def _lists(optimizer: torch.optim.Adam, params: Iterable[Tensor]) -> tuple[list[Any], ...]:
+    """Parameters, gradients, and what Adam remembers of them, begun as Adam itself would begin it."""
+    params = list(params)
+    for param in params:
+        if param.grad is None or not param.grad.is_contiguous():
+            param.grad = torch.zeros_like(param, memory_format=torch.contiguous_format)
+    remembered = zip(*(adam_state(optimizer, param) for param in params), strict=True)
+    return params, [param.grad for param in params], *map(list, remembered)

@@ -1,0 +1,269 @@
+"""The native update and action against the plain ones in torch, which tests/rl/test_sac.py holds to a rewrite."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from parl_core.ops import backend
+from parl_core.rl.replay import Batch, ReplayBuffer
+from parl_core.rl.sac import SAC, SACConfig
+
+native = pytest.importorskip("parl_core._native")
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def isa(request):
+    if request.param not in native.isas():
+        pytest.skip(f"this machine has no {request.param}")
+    before = native.isa()
+    native.use_isa(request.param)
+    yield
+    native.use_isa(before)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def dtype(request):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(before)
+
+
+def random_batch(seed: int, size: int, obs_dim: int = 5, act_dim: int = 3) -> Batch:
+    """As a replay buffer gives it: views of rows."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    rows = torch.randn(size, 2 * obs_dim + act_dim + 2, generator=generator)
+    observations, actions, others, next_observations = rows.split((obs_dim, act_dim, 2, obs_dim), dim=1)
+    actions.tanh_()
+    others[:, 1] = (others[:, 1] > 0.8).to(rows.dtype)
+    return Batch(observations, actions, others[:, 0], next_observations, others[:, 1], torch.arange(size))
+
+
+def pair(seed: int = 1, hidden: tuple[int, ...] = (16, 16), **options: float) -> tuple[SAC, SAC]:
+    """Two agents alike."""
+    config = SACConfig(hidden=hidden, **options)  # type: ignore[arg-type]
+    one, other = (SAC(5, 3, config, torch.Generator().manual_seed(seed)) for _ in range(2))
+    return one, other
+
+
+def tensors(sac: SAC) -> dict[str, Tensor]:
+    """Parameters, targets, temperature, and what Adam remembers."""
+    named = {
+        f"{which}.{name}": value
+        for which in ("actor", "critic", "target_critic")
+        for name, value in getattr(sac, which).state_dict().items()
+    }
+    named["log_temperature"] = sac.log_temperature.detach()
+    for which in ("actor_optimizer", "critic_optimizer"):
+        for number, state in getattr(sac, which).state_dict()["state"].items():
+            named |= {f"{which}.{number}.{name}": value for name, value in state.items()}
+    return named
+
+
+def assert_same(one: SAC, other: SAC, tolerance: float) -> None:
+    found, expected = tensors(one), tensors(other)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+SHAPES = [((), 5), ((33,), 7), ((16, 16), 32), ((20, 40, 30), 300), ((64, 64), 256)]
+
+
+# Adam divides each gradient by its own size, so that the first steps in float32 magnify rounding of small gradients.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)], indirect=["dtype"])
+@pytest.mark.parametrize(("hidden", "size"), SHAPES, ids=str)
+def test_updates_are_those_of_torch(isa, threads, dtype, tolerance, hidden, size):
+    fast, plain = pair(hidden=hidden)
+    for seed in range(3):
+        batch = random_batch(seed, size)
+        found, expected = fast.update(batch, backend="cpp"), plain.update(batch, backend="reference")
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=10 * tolerance, atol=10 * tolerance)
+    assert fast.num_updates == plain.num_updates == 3
+    assert_same(fast, plain, tolerance)
+    assert torch.equal(fast.generator.get_state(), plain.generator.get_state())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
+def test_each_gradient_is_autograd(dtype):
+    """After one update the gradients left behind are those of torch, relative to each one's largest entry."""
+    fast, plain = pair(hidden=(40, 20))
+    batch = random_batch(3, 64)
+    fast.update(batch, backend="cpp")
+    plain.update(batch, backend="reference")
+    for module in ("actor", "critic"):
+        for one, other in zip(getattr(fast, module).parameters(), getattr(plain, module).parameters(), strict=True):
+            scale = other.grad.abs().max()
+            assert scale > 0
+            torch.testing.assert_close(one.grad / scale, other.grad / scale, rtol=0, atol=1e-12)
+    torch.testing.assert_close(fast.log_temperature.grad, plain.log_temperature.grad, rtol=1e-12, atol=0)
+
+
+def test_a_hundred_updates_stay_close():
+    fast, plain = pair(hidden=(32, 32), actor_learning_rate=1e-3, critic_learning_rate=1e-3)
+    for seed in range(100):
+        batch = random_batch(seed, 64)
+        fast.update(batch, backend="cpp")
+        plain.update(batch, backend="reference")
+    start, _ = pair(hidden=(32, 32))
+    for module in ("actor", "critic", "target_critic"):
+        for one, other, first in zip(
+            *(getattr(agent, module).parameters() for agent in (fast, plain, start)), strict=True
+        ):
+            moved = (other - first).norm()
+            assert (one - other).norm() < 0.02 * moved, module
+
+
+@pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
+def test_the_two_take_turns(dtype):
+    turns, plain = pair(hidden=(16, 16))
+    for seed in range(8):
+        batch = random_batch(seed, 32)
+        turns.update(batch, backend="reference" if seed % 3 == 1 else "cpp")
+        plain.update(batch, backend="reference")
+        if seed == 4:  # as after a query session
+            for agent in (turns, plain):
+                agent.reset_critic()
+    assert_same(turns, plain, 1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
+def test_moved_tensors_are_found_again(dtype):
+    fast, plain = pair()
+    batch = random_batch(0, 32)
+    for agent, name in ((fast, "cpp"), (plain, "reference")):
+        agent.update(batch, backend=name)
+        state = copy.deepcopy(agent.state_dict())
+        agent.update(batch, backend=name)
+        agent.load_state_dict(state)
+        agent.update(batch, backend=name)
+        for param in agent.actor.parameters():
+            param.data = param.data.clone()
+        agent.actor_optimizer.load_state_dict(copy.deepcopy(agent.actor_optimizer.state_dict()))
+        agent.update(batch, backend=name)
+        agent.actor_optimizer.param_groups[0]["lr"] = 1e-2
+        agent.update(batch, backend=name)
+    assert_same(fast, plain, 1e-10)
+    twin = copy.deepcopy(fast)
+    before = copy.deepcopy(tensors(fast))
+    twin.update(batch, backend="cpp")
+    assert all(torch.equal(before[name], value) for name, value in tensors(fast).items())
+
+
+def test_bit_identical_for_a_thread_count(threads):
+    one, other = pair(hidden=(128, 128))
+    for seed in range(3):
+        batch = random_batch(seed, 256)
+        one.update(batch, backend="cpp")
+        other.update(batch, backend="cpp")
+    assert_same(one, other, 0.0)
+
+
+def test_nan_in_nan_out():
+    sac, _ = pair()
+    batch = random_batch(0, 32)
+    batch.rewards[3] = torch.nan
+    report = sac.update(batch, backend="cpp")
+    assert report["critic_loss"].isnan()
+    assert all(param.isnan().any() for param in sac.critic.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
+def test_equal_values_share_the_gradient(dtype):
+    """Twin critics alike to the last bit: torch.minimum gives each half."""
+    fast, plain = pair()
+    for agent in (fast, plain):
+        with torch.no_grad():
+            for param in (*agent.critic.parameters(), *agent.target_critic.parameters()):
+                param[1] = param[0]
+    batch = random_batch(0, 32)
+    fast.update(batch, backend="cpp")
+    plain.update(batch, backend="reference")
+    assert_same(fast, plain, 1e-10)
+
+
+def test_the_backend_context_decides(monkeypatch):
+    sac, _ = pair(hidden=(4,) * 20)  # more layers than the kernel takes
+    sac.update(random_batch(0, 32))
+    sac, _ = pair()
+    monkeypatch.setattr(native, "SacFloat32", lambda *_: pytest.fail("the native update was taken"))
+    monkeypatch.setattr(native, "Actor", lambda *_: pytest.fail("the native action was taken"))
+    with backend("reference"):
+        sac.update(random_batch(0, 32))
+        sac.act(np.zeros(5))
+
+
+@pytest.mark.parametrize("hidden", [(), (33,), (64, 64), (7, 100)], ids=str)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_actions_are_those_of_torch(isa, hidden, deterministic):
+    fast, plain = pair(hidden=hidden)
+    for seed in range(20):
+        observation = np.random.default_rng(seed).normal(size=5) * 3
+        found = fast.act(observation, deterministic=deterministic)
+        with backend("reference"):
+            expected = plain.act(observation, deterministic=deterministic)
+        assert found.dtype == np.float32 and found.shape == (3,)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+    assert torch.equal(fast.generator.get_state(), plain.generator.get_state())
+
+
+def test_an_action_sees_the_latest_parameters():
+    sac, _ = pair()
+    observation = np.ones(5)
+    before = sac.act(observation, deterministic=True)
+    sac.update(random_batch(0, 32))
+    updated = sac.act(observation, deterministic=True)
+    assert not np.array_equal(before, updated)
+    for param in sac.actor.parameters():
+        param.data = torch.zeros_like(param)
+    assert np.array_equal(sac.act(observation, deterministic=True), np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match=r"observation must be of shape \(5,\), got \(4,\)"):
+        sac.act(np.ones(4))
+
+
+def test_a_batch_that_does_not_fit_is_named():
+    sac, _ = pair()
+    good = random_batch(0, 32)
+    for changes, error, message in [
+        ({"observations": torch.zeros(32, 4)}, ValueError, r"observations must be of shape \(32, 5\), got"),
+        ({"actions": torch.zeros(32, 3).double()}, TypeError, "actions must have the dtype of the networks"),
+        ({"rewards": torch.zeros(32, 1)}, ValueError, r"rewards must be of shape \(32,\)"),
+        ({"next_observations": torch.zeros(5, 32).T}, ValueError, "next_observations must have contiguous rows"),
+        ({"terminated": torch.zeros(31)}, ValueError, r"terminated must be of shape \(32,\)"),
+    ]:
+        with pytest.raises(error, match=message):
+            sac.update(good._replace(**changes), backend="cpp")
+    assert sac.num_updates == 0
+
+
+def test_replayed_rows_need_no_copy():
+    """What `ReplayBuffer.sample` returns is updated on as it is, and as its contiguous copy is."""
+    replay = ReplayBuffer(100, 5, 3)
+    rng = np.random.default_rng(0)
+    for _ in range(80):
+        replay.add(
+            rng.normal(size=5), np.tanh(rng.normal(size=3)), rng.normal(), rng.normal(size=5), rng.random() < 0.1
+        )
+    views = replay.sample(32, torch.Generator().manual_seed(0))
+    copies = Batch(*(tensor.contiguous() for tensor in views))
+    one, other = pair()
+    one.update(views, backend="cpp")
+    other.update(copies, backend="cpp")
+    assert_same(one, other, 0.0)
