@@ -55,7 +55,12 @@ E* data(py::handle tensor, const char* name, DType dtype, std::int64_t size, std
         }
         view = view_vector(tensor.attr("view")(-1), name);
     }
-    if (view.dtype != dtype) throw py::type_error(std::string(name) + " has the wrong dtype");
+    if (view.dtype != dtype) {
+        constexpr std::array<const char*, 3> kNames{"float32", "float64", "int64"};
+        throw py::type_error(std::string(name) + " must be of dtype " +
+                             kNames[static_cast<std::size_t>(dtype)] + ", got " +
+                             kNames[static_cast<std::size_t>(view.dtype)]);
+    }
     if (view.size != size) {
         throw py::value_error(std::string(name) + " must have " + std::to_string(size) + " elements, got " +
                               std::to_string(view.size));

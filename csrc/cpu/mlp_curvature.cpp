@@ -62,14 +62,22 @@ MlpCurvature<T>::MlpCurvature(MlpLinearization<T>& linearization, const Terms<T>
     along_.reserve(num_steps);
     steps_.reserve(num_steps);
     for (std::int64_t t = 0; t < num_steps; ++t) scores_[t] = terms.scores[t];
+}
+
+template <typename T>
+void MlpCurvature<T>::reserve_passed() {
+    const MlpLinearization<T>& lin = linearization_;
+    std::int64_t hidden = 0;
+    for (int l = 0; l < lin.num_layers_ - 1; ++l)
+        hidden += lin.num_steps_ * row_stride<T>(lin.layers_[l].outputs);
     passed_.reserve(has_hessian_ ? 2 * hidden : hidden);
-    output_.reserve(outputs);
-    tangents_.reserve(num_layers);
-    bent_.reserve(num_layers);
+    output_.reserve(lin.num_steps_ * row_stride<T>(lin.head_.outputs()));
+    tangents_.reserve(lin.num_layers_);
+    bent_.reserve(lin.num_layers_);
     T* passed = passed_.get();
-    for (int l = 0; l < num_layers - 1; ++l) {
+    for (int l = 0; l < lin.num_layers_ - 1; ++l) {
         tangents_[l] = passed;
-        passed += num_steps * row_stride<T>(lin.layers_[l].outputs);
+        passed += lin.num_steps_ * row_stride<T>(lin.layers_[l].outputs);
         bent_[l] = has_hessian_ ? tangents_[l] + hidden : nullptr;
     }
 }
@@ -127,11 +135,9 @@ void MlpCurvature<T>::backward(Block block, Work<T>& work, T* const* tangents, T
 }
 
 template <typename T>
-void MlpCurvature<T>::accumulate_scores(Team team) {
+void MlpCurvature<T>::accumulate_scores(std::int64_t first, std::int64_t last) {
     const MlpLinearization<T>& lin = linearization_;
-    const std::int64_t count = lin.num_trajectories_;
-    for (std::int64_t i = count * team.thread / team.threads; i < count * (team.thread + 1) / team.threads;
-         ++i) {
+    for (std::int64_t i = first; i < last; ++i) {
         const std::int64_t begin = lin.offsets_[i], end = lin.offsets_[i + 1];
         T sum(0);
         for (std::int64_t t = begin; t < end; ++t) steps_[t] = scores_[t] * (sum += along_[t]);
@@ -141,70 +147,97 @@ void MlpCurvature<T>::accumulate_scores(Team team) {
 }
 
 template <typename T>
+void MlpCurvature<T>::forward(Block block, Work<T>& work, T* const* tangents, T* const* bent, T* output,
+                              T* along) const {
+    const MlpLinearization<T>& lin = linearization_;
+    lin.enter(work, block);
+    lin.tangent_forward(block, work, has_hessian_ ? bends_.get() : nullptr, tangents, bent, output);
+    if (along == nullptr) return;
+    lin.head_.along(block.first, block.first + block.rows, output, lin.log_std_tangent_.get(),
+                    along + block.first);
+}
+
+template <typename T>
+void MlpCurvature<T>::pass_whole_trajectories(Team team, Work<T>& work) {
+    bool is_later = false;
+    linearization_.for_whole_blocks(team, [&](Block block, std::int64_t first, std::int64_t last) {
+        forward(block, work, work.tangents, work.deltas, work.output, along_.get());
+        accumulate_scores(first, last);
+        backward(block, work, work.tangents, work.deltas, work.output, steps_.get(), is_later);
+        is_later = true;
+    });
+    if (!is_later) linearization_.zero_gradients(work);
+}
+
+template <typename T>
+void MlpCurvature<T>::pass_long_trajectories(Team team, Work<T>& work) {
+    const MlpLinearization<T>& lin = linearization_;
+    // Points to the block's rows; the output's are returned.
+    const auto enter = [&](Block block) {
+        for (int l = 0; l < lin.num_layers_ - 1; ++l) {
+            const std::int64_t at = block.first * row_stride<T>(lin.layers_[l].outputs);
+            work.passed_tangents[l] = tangents_[l] + at;
+            work.passed_deltas[l] = has_hessian_ ? bent_[l] + at : work.deltas[l];
+        }
+        return output_.get() + block.first * row_stride<T>(lin.head_.outputs());
+    };
+    lin.for_blocks(team, [&](Block block) {
+        T* const output = enter(block);
+        forward(block, work, work.passed_tangents, work.passed_deltas, output, along_.get());
+    });
+    team.barrier();
+    accumulate_scores(lin.num_trajectories_ * team.thread / team.threads,
+                      lin.num_trajectories_ * (team.thread + 1) / team.threads);
+    team.barrier();
+    bool is_later = false;
+    lin.for_blocks(team, [&](Block block) {
+        const T* const output = enter(block);
+        lin.enter(work, block);
+        backward(block, work, work.passed_tangents, work.passed_deltas, output, steps_.get(), is_later);
+        is_later = true;
+    });
+}
+
+template <typename T>
 void MlpCurvature<T>::apply(const T* v, T* out, T* along, int num_threads) {
     MlpLinearization<T>& lin = linearization_;
+    const auto scaled = [&](std::int64_t i) { return damping_ * v[i]; };
+    for (std::int64_t i = 0; lin.num_steps_ == 0 && i < lin.num_params_; ++i) out[i] = scaled(i);
+    if (lin.num_steps_ == 0) return;
     const bool has_scores = scores_.get() != nullptr;
-    if (lin.num_steps_ == 0) {
-        for (std::int64_t i = 0; i < lin.num_params_; ++i) out[i] = damping_ * v[i];
-        return;
-    }
-    on_threads(lin.prepare(num_threads), [&](Team team) {
+    const int threads = lin.prepare(num_threads);
+    const bool whole = has_scores && lin.has_whole_blocks(threads);
+    if (has_scores && !whole) reserve_passed();
+    on_threads(threads, [&](Team team) {
         Work<T>& work = lin.works_[team.thread];
         lin.pack_tangents(v, has_hessian_, team);
         lin.zero_log_std(work);
         team.barrier();
-        bool is_later = false;
-        const auto forward = [&](Block block, T* const* tangents, T* const* bent, T* output, T* products) {
-            lin.enter(work, block);
-            lin.tangent_forward(block, work, has_hessian_ ? bends_.get() : nullptr, tangents, bent, output);
-            if (products == nullptr) return;
-            lin.head_.along(block.first, block.first + block.rows, output, lin.log_std_tangent_.get(),
-                            products + block.first);
-        };
-        if (!has_scores) {
+        if (whole) {
+            pass_whole_trajectories(team, work);
+        } else if (has_scores) {
+            pass_long_trajectories(team, work);
+        } else {
+            bool is_later = false;
             lin.for_blocks(team, [&](Block block) {
-                forward(block, work.tangents, work.deltas, work.output, along);
+                forward(block, work, work.tangents, work.deltas, work.output, along);
                 backward(block, work, work.tangents, work.deltas, work.output, nullptr, is_later);
                 is_later = true;
-            });
-        } else {
-            const auto passed = [&](Block block) {
-                for (int l = 0; l < lin.num_layers_ - 1; ++l) {
-                    const std::int64_t at = block.first * row_stride<T>(lin.layers_[l].outputs);
-                    work.passed_tangents[l] = tangents_[l] + at;
-                    work.passed_deltas[l] = has_hessian_ ? bent_[l] + at : work.deltas[l];
-                }
-                return output_.get() + block.first * row_stride<T>(lin.head_.outputs());
-            };
-            lin.for_blocks(team, [&](Block block) {
-                T* const output = passed(block);
-                forward(block, work.passed_tangents, work.passed_deltas, output, along_.get());
-            });
-            team.barrier();
-            accumulate_scores(team);
-            team.barrier();
-            lin.for_blocks(team, [&](Block block) {
-                const T* const output = passed(block);
-                lin.enter(work, block);
-                backward(block, work, work.passed_tangents, work.passed_deltas, output, steps_.get(),
-                         is_later);
-                is_later = true;
-                if (along == nullptr) return;
-                for (std::int64_t t = block.first; t < block.first + block.rows; ++t) along[t] = along_[t];
             });
         }
         team.barrier();
         lin.gather(out, team);
-        const std::int64_t free = has_curvature_ && team.thread == 0 ? lin.head_.free_log_std() : 0;
-        for (std::int64_t j = 0; j < free; ++j) out[j] += head_.log_std_square[j] * v[j];
-        if (damping_ != T(0)) {
-            team.barrier();
-            const std::int64_t count = lin.num_params_;
-            for (std::int64_t i = count * team.thread / team.threads;
-                 i < count * (team.thread + 1) / team.threads; ++i) {
-                out[i] += damping_ * v[i];
-            }
+        if (team.thread == 0) {
+            const std::int64_t free = has_curvature_ ? lin.head_.free_log_std() : 0;
+            for (std::int64_t j = 0; j < free; ++j) out[j] += head_.log_std_square[j] * v[j];
+            for (std::int64_t t = 0; has_scores && along != nullptr && t < lin.num_steps_; ++t)
+                along[t] = along_[t];
         }
+        if (damping_ == T(0)) return;
+        team.barrier();
+        const std::int64_t first = lin.num_params_ * team.thread / team.threads;
+        const std::int64_t last = lin.num_params_ * (team.thread + 1) / team.threads;
+        for (std::int64_t i = first; i < last; ++i) out[i] += scaled(i);
     });
 }
 

@@ -21,10 +21,17 @@ class MlpCurvature final : public Curvature<T> {
     // The gradients handed back by Σ_t hessian_t log π_t, and what the activations' second derivatives make
     // of them.
     void keep_deltas(const T* hessian, int num_threads);
+    // Passes of one block, `output` being the tangent of the network's. The second is with u, if `steps` is
+    // not null.
+    void forward(Block block, Work<T>& work, T* const* tangents, T* const* bent, T* output, T* along) const;
     void backward(Block block, Work<T>& work, T* const* tangents, T* const* deltas, const T* output,
                   const T* steps, bool accumulate) const;
-    // steps_ = u of the team's share of trajectories, from along_.
-    void accumulate_scores(Team team);
+    // Both passes of a thread's blocks with score products.
+    void pass_whole_trajectories(Team team, Work<T>& work);
+    void pass_long_trajectories(Team team, Work<T>& work);
+    void reserve_passed();
+    // steps_ = u of trajectories first … last − 1, from along_.
+    void accumulate_scores(std::int64_t first, std::int64_t last);
 
     MlpLinearization<T>& linearization_;
     HeadCurvature<T> head_;

@@ -157,6 +157,37 @@ int MlpLinearization<T>::prepare(int num_threads) {
 }
 
 template <typename T>
+std::int64_t MlpLinearization<T>::first_trajectory(int thread, int threads) const {
+    if (thread == threads) return num_trajectories_;
+    // The first to begin at, or after, the middle of the one that holds this step.
+    const std::int64_t step = num_steps_ * thread / threads;
+    std::int64_t low = 0, high = num_trajectories_;
+    while (low < high) {
+        const std::int64_t middle = (low + high) / 2;
+        if (offsets_[middle] + offsets_[middle + 1] < 2 * step) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+template <typename T>
+bool MlpLinearization<T>::has_whole_blocks(int threads) const {
+    for (std::int64_t i = 0; i < num_trajectories_; ++i) {
+        if (offsets_[i + 1] - offsets_[i] > block_rows_) return false;
+    }
+    for (int thread = 0; thread < threads; ++thread) {
+        const std::int64_t begin = offsets_[first_trajectory(thread, threads)];
+        const std::int64_t rows = offsets_[first_trajectory(thread + 1, threads)] - begin;
+        // Waiting for the slowest thread would cost more than what stays in the caches saves.
+        if (rows == 0 || 16 * rows * threads > 17 * num_steps_) return false;
+    }
+    return true;
+}
+
+template <typename T>
 void MlpLinearization<T>::enter(Work<T>& work, Block block) const {
     for (int l = 0; l < num_layers_ - 1; ++l) {
         work.hidden[l] = at(hidden_.get(), l, block.first);
@@ -222,6 +253,14 @@ void MlpLinearization<T>::gather(T* out, Team team) const {
 template <typename T>
 void MlpLinearization<T>::zero_log_std(Work<T>& work) const {
     for (std::int64_t j = 0; j < row_stride<T>(head_.outputs()); ++j) work.log_std[j] = T(0);
+}
+
+template <typename T>
+void MlpLinearization<T>::zero_gradients(Work<T>& work) const {
+    for (int l = 0; l < num_layers_; ++l) {
+        const std::int64_t size = gradient_size<T>(layers_[l].inputs, layers_[l].outputs);
+        for (std::int64_t i = 0; i < size; ++i) work.gradients[l][i] = T(0);
+    }
 }
 
 template <typename T>

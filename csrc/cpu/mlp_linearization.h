@@ -58,6 +58,14 @@ class MlpLinearization final : public Linearization<T> {
     // Calls function(Block) for the blocks of this thread's steps, in order.
     template <typename Function>
     void for_blocks(Team team, const Function& function) const;
+    // The same for blocks of whole trajectories: function(Block, first, last), with the trajectories first …
+    // last − 1.
+    template <typename Function>
+    void for_whole_blocks(Team team, const Function& function) const;
+    // Whether trajectories are short enough for that, and can be shared out evenly.
+    bool has_whole_blocks(int threads) const;
+    // The trajectory at which a thread begins that has whole ones.
+    std::int64_t first_trajectory(int thread, int threads) const;
     // Points work.hidden and work.slopes to the block.
     void enter(Work<T>& work, Block block) const;
     // The layers of v (P,), packed; without a barrier.
@@ -69,6 +77,7 @@ class MlpLinearization final : public Linearization<T> {
     // The threads' gradients together: (P,).
     void gather(T* out, Team team) const;
     void zero_log_std(Work<T>& work) const;
+    void zero_gradients(Work<T>& work) const;
     void write_scores(std::int64_t trajectory, const T* w, Work<T>& work, T* row) const;
 
     const T* at(T* const* matrices, int layer, std::int64_t row) const {
@@ -107,6 +116,20 @@ PARL_INLINE void MlpLinearization<T>::for_blocks(Team team, const Function& func
     for (std::int64_t i = 0; i < blocks; ++i) {
         const std::int64_t first = begin + (end - begin) * i / blocks;
         function(Block{first, begin + (end - begin) * (i + 1) / blocks - first});
+    }
+}
+
+template <typename T>
+template <typename Function>
+PARL_INLINE void MlpLinearization<T>::for_whole_blocks(Team team, const Function& function) const {
+    const std::int64_t end = first_trajectory(team.thread + 1, team.threads);
+    std::int64_t first = first_trajectory(team.thread, team.threads);
+    while (first < end) {
+        std::int64_t last = first + 1;
+        while (last < end && offsets_[last + 1] - offsets_[first] <= block_rows_) ++last;
+        const Block block{offsets_[first], offsets_[last] - offsets_[first]};
+        if (block.rows > 0) function(block, first, last);
+        first = last;
     }
 }
 

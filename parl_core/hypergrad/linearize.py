@@ -9,7 +9,7 @@ kernels behind `NativeChunk`, for the package's own policies on the CPU (`cpp`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from .captured import CapturedPolicy
 from .chunk_graphs import ChunkGraphs
 from .flat import differentiating, without_autocast
 from .modules import Chunk, check_chunk_steps, check_policy_inputs, chunks, gather_steps
-from .native_linearize import NativeChunk, check_mlp_steps, mlp_policy
+from .native_linearize import MlpPolicy, NativeChunk, check_mlp_steps, mlp_policy
 
 
 class Costs(NamedTuple):
@@ -98,11 +98,12 @@ class Linearization:
     def __init__(self, policy: nn.Module | CapturedPolicy, trajectories: Trajectories, chunk_steps: int | None) -> None:
         check_chunk_steps(chunk_steps)
         self._policy = policy if isinstance(policy, CapturedPolicy) else CapturedPolicy(policy)
+        self._num_params = sum(p.numel() for p in self._policy.params)
         check_policy_inputs(trajectories, self._policy.params)
         dtype = self._policy.params[0].dtype
         self._trajectories = trajectories if trajectories.weights.dtype == dtype else trajectories.to(dtype)
         self._chunk_steps = chunk_steps
-        self._make = _maker(self._policy, self._trajectories)
+        self._mlp = _mlp_for_kernels(self._policy, self._trajectories)
         # Kept where nothing is cut; otherwise made anew for each product.
         self._kept: list[tuple[Chunk, Products]] | None = None
         if chunk_steps is None:
@@ -111,13 +112,13 @@ class Linearization:
             parts = ((chunk, graphs.log_prob.detach()) for chunk, graphs in self._graphs())
             self._log_prob = gather_steps(parts, self._policy.params[0], trajectories.num_steps)
         require_finite("policy.log_prob(observations, actions)", self._log_prob)
-        if not self._is_native:
+        if self._mlp is None:  # what the kernels compute is no matter of chance
             self._policy.check_repeatable(self._trajectories, self._log_prob, chunk_steps)
 
     @property
     def num_params(self) -> int:
         """P."""
-        return sum(p.numel() for p in self._policy.params)
+        return self._num_params
 
     @property
     def trajectories(self) -> Trajectories:
@@ -132,7 +133,7 @@ class Linearization:
     @property
     def costs(self) -> Costs:
         """What each product costs, in gradient equivalents."""
-        if self._is_native:
+        if self._mlp is not None:
             return _CACHED_NATIVE if self._chunk_steps is None else _CHUNKED_NATIVE
         return _CACHED if self._chunk_steps is None else _CHUNKED
 
@@ -141,6 +142,8 @@ class Linearization:
     def vjp(self, w: Tensor) -> Tensor:
         """Jᵀw: (T,) -> (P,), the weighted sum of the steps' scores."""
         self._check_steps("w", w)
+        if (native := self._kept_native()) is not None:
+            return native.vjp(w)
         total = self._zeros()
         for chunk, graphs in self._graphs():
             total += graphs.vjp(w[chunk.steps])
@@ -151,6 +154,8 @@ class Linearization:
     def jvp(self, v: Tensor) -> Tensor:
         """J v: (P,) -> (T,), each step's score times v."""
         self._check_params("v", v)
+        if (native := self._kept_native()) is not None:
+            return native.jvp(v)
         parts = ((chunk, graphs.jvp(v)) for chunk, graphs in self._graphs())
         return gather_steps(parts, self._log_prob, self._trajectories.num_steps)
 
@@ -164,6 +169,8 @@ class Linearization:
         """`jvp(v)` and `hvp(w, v)` in one pass; a graph that is kept is for one w, until another comes."""
         self._check_steps("w", w)
         self._check_params("v", v)
+        if (native := self._kept_native()) is not None:
+            return native.jvp_and_hvp(w, v)
         total = self._zeros()
         step_products = torch.empty_like(self._log_prob)
         for chunk, graphs in self._graphs():
@@ -181,6 +188,8 @@ class Linearization:
         """
         self._check_steps("w", w)
         self._check_params("v", v)
+        if (native := self._kept_native()) is not None:
+            return native.fisher_vp(w, v)
         total = self._zeros()
         for chunk, graphs in self._graphs():
             total += graphs.fisher_vp(w[chunk.steps], v)
@@ -244,7 +253,7 @@ class Linearization:
         rows = self._policy.params[0].detach().new_zeros(len(offsets) - 1, self.num_params)
         for row, start, end in zip(rows, offsets[:-1], offsets[1:], strict=True):
             for chunk in self._chunks_of_one(start, end):
-                row += self._make(self._policy, chunk).vjp(weights[chunk.steps])
+                row += self._products(chunk).vjp(weights[chunk.steps])
         return rows
 
     def native_operator(
@@ -262,9 +271,8 @@ class Linearization:
         native = self._kept_native()
         return None if native is None else native.operator((hessian, fisher, scores), damping)
 
-    @property
-    def _is_native(self) -> bool:
-        return self._make is NativeChunk
+    def _products(self, chunk: Chunk) -> Products:
+        return ChunkGraphs(self._policy, chunk) if self._mlp is None else NativeChunk(self._policy, chunk, self._mlp)
 
     def _kept_native(self) -> NativeChunk | None:
         """The kernels that hold all steps."""
@@ -276,9 +284,9 @@ class Linearization:
         if self._kept is not None:
             yield from self._kept
             return
-        whole = self._policy.sees_trajectories or (self._is_native and self._chunk_steps is None)
+        whole = self._policy.sees_trajectories or (self._mlp is not None and self._chunk_steps is None)
         for chunk in chunks(self._trajectories, self._chunk_steps, whole=whole):
-            yield chunk, self._make(self._policy, chunk)
+            yield chunk, self._products(chunk)
 
     def _chunks_of_one(self, start: int, end: int) -> Iterator[Chunk]:
         """The chunks of the trajectory that holds steps start … end−1."""
@@ -302,14 +310,15 @@ class Linearization:
             raise ValueError(f"{name} must have shape (T,) = {tuple(self._log_prob.shape)}, got {tuple(tensor.shape)}")
 
 
-def _maker(policy: CapturedPolicy, trajectories: Trajectories) -> Callable[[CapturedPolicy, Chunk], Products]:
-    """Who computes the products: the backend that the context asks for, or else the best that can."""
+def _mlp_for_kernels(policy: CapturedPolicy, trajectories: Trajectories) -> MlpPolicy | None:
+    """The policy as the kernels take it; None if autograd is asked for, or if kernels do not know the policy."""
     if _OP.select(policy.params[0], None) != "cpp":
-        return ChunkGraphs
+        return None
     try:
-        check_mlp_steps(mlp_policy(policy), policy.params[0].dtype, trajectories)
+        mlp = mlp_policy(policy)
+        check_mlp_steps(mlp, policy.params[0].dtype, trajectories)
     except ValueError as reason:
         if requested_backend() == "cpp":
             raise BackendError(f"linearize: backend 'cpp' cannot be used: {reason}.") from None
-        return ChunkGraphs
-    return NativeChunk
+        return None
+    return mlp

@@ -101,9 +101,8 @@ class NativeChunk:
     much for its w until another comes, and score products as much again.
     """
 
-    def __init__(self, policy: CapturedPolicy, chunk: Chunk) -> None:
+    def __init__(self, policy: CapturedPolicy, chunk: Chunk, mlp: MlpPolicy) -> None:
         native = importlib.import_module("parl_core._native")
-        mlp = mlp_policy(policy)
         self._like = policy.params[0].detach()
         self._num_steps = chunk.end - chunk.start
         offsets = torch.tensor([0, self._num_steps]) if chunk.offsets is None else chunk.offsets
@@ -175,6 +174,8 @@ class NativeChunk:
         return out
 
     def _input(self, tensor: Tensor) -> Tensor:
+        if tensor.dtype == self._like.dtype and tensor.is_contiguous() and not tensor.is_neg():
+            return tensor
         return tensor.detach().to(self._like.dtype).contiguous().resolve_neg()
 
 
