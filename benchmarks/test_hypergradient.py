@@ -1,7 +1,6 @@
 """A whole hypergradient to a true residual of 1e-4, float32: policy 24→h→h→6, reward 30→256→256→256→1, 32 pairs of segments.
 
-The floor is that of plain conjugate gradients: six matrix products a product for every layer but the first, which takes two,
-at the best rate measured for the hidden shape, and the reward's own passes are not in it.
+The reward's passes are part of it, and of its own width whatever h is: at h = 64 they are more than half of the time.
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ def test_one_pass_of_the_reward_serves_curvature_and_cross_term(cross, passes):
         upper,
         loss=parl.TrajectoryLoss(lambda r, t: t.sum_steps(r(t.observations, t.actions))),
         discount=DISCOUNT,
-        curvature=parl.LogProbHessian(damping=50.0),
+        curvature=parl.Fisher(1.0, damping=1.0),
         cross=other if cross else None,
     )
     assert seen.count(100) == passes
