@@ -11,6 +11,7 @@ from .result import ErrorEstimate, Hypergradient, HypergradientWarning
 from .solvers import (
     CG,
     MINRES,
+    PCG,
     Damped,
     Dense,
     Neumann,
@@ -27,6 +28,7 @@ __all__ = [
     "CG",
     "HPGD",
     "MINRES",
+    "PCG",
     "BilevelProblem",
     "CheckTable",
     "CurvatureOperator",

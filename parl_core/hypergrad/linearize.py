@@ -126,6 +126,11 @@ class Linearization:
         return self._trajectories
 
     @property
+    def policy(self) -> CapturedPolicy:
+        """The policy at the parameters it is linearised at."""
+        return self._policy
+
+    @property
     def log_prob(self) -> Tensor:
         """(T,) log-probabilities of the actions taken, detached."""
         return self._log_prob

@@ -170,6 +170,7 @@ CURVATURES = {
 }
 SOLVERS = {
     "CG": parl.CG(rtol=1e-11, max_iterations=500),
+    "PCG": parl.PCG(rtol=1e-11, max_iterations=500),
     "MINRES": parl.MINRES(rtol=1e-11, max_iterations=500),
     "Neumann": parl.Neumann(rtol=1e-11, max_iterations=2000),
     "NystromPCG": parl.NystromPCG(rank=5, rtol=1e-11, max_iterations=500),
@@ -180,7 +181,8 @@ SOLVERS = {
 
 @pytest.mark.parametrize("curvature", CURVATURES)
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_solver_with_every_curvature_and_policy(name, curvature):
+def test_every_solver_with_every_curvature_and_policy(name, curvature, monkeypatch):
+    monkeypatch.setattr("parl_core.hypergrad.curvature._WORTH", float("inf"))  # PCG's preconditioner, however small P
     spec, dense_curvature = CURVATURES[curvature]
     policy, lower = make(name, RAGGED)
     _, upper = make(name, (2, 3, 1, 0), seed=5)
@@ -205,7 +207,7 @@ def test_every_solver_with_every_curvature_and_policy(name, curvature):
             with pytest.raises(TypeError, match=r"outer_products|trajectories"):
                 parl.hypergradient(policy, reward, lower, upper, solver=solver, **options)
             continue
-        if isinstance(solver, parl.NystromPCG):
+        if isinstance(solver, parl.NystromPCG | parl.PCG):
             solver.reset()
         result = parl.hypergradient(policy, reward, lower, upper, solver=solver, **options)
         assert result.solution.status is parl.Status.CONVERGED, solver_name
@@ -213,6 +215,27 @@ def test_every_solver_with_every_curvature_and_policy(name, curvature):
         torch.testing.assert_close(result.solution.value, w, rtol=1e-6, atol=1e-8 * float(w.abs().max()))
         centring = responses - mean_of_others(responses, lower)
         torch.testing.assert_close(result.implicit, dense.cross(centring), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("cross", "passes"), [(False, 1), (True, 2)], ids=["shared", "apart"])
+def test_one_pass_of_the_reward_serves_curvature_and_cross_term(cross, passes):
+    policy, lower = make("gaussian", (40, 60))  # longer than what is looked at for randomness
+    _, other = make("gaussian", (40, 60), seed=3)
+    _, upper = make("gaussian", (2, 3), seed=5)
+    reward = Reward(4)
+    seen = []
+    reward.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    parl.hypergradient(
+        policy,
+        reward,
+        lower,
+        upper,
+        loss=parl.TrajectoryLoss(lambda r, t: t.sum_steps(r(t.observations, t.actions))),
+        discount=DISCOUNT,
+        curvature=parl.Fisher(1.0, damping=1.0),
+        cross=other if cross else None,
+    )
+    assert seen.count(100) == passes
 
 
 def mean_of_others(values, trajectories):

@@ -22,7 +22,7 @@ from ...trajectories import Trajectories, require_finite
 from ..captured import CapturedPolicy, CapturedReward
 from ..linearize import Linearization
 from ..losses import centre
-from ..modules import reward_values
+from ..modules import evaluate_reward, reward_values
 
 Baseline = bool | Callable[[Trajectories], Tensor]
 
@@ -47,6 +47,7 @@ class Problem:
     def __post_init__(self) -> None:
         self._linearized: dict[int, tuple[Trajectories, Linearization]] = {}
         self._direct: Tensor | None = None
+        self._cross_rewards: Tensor | None = None  # with its graph, if the reward is seen whole
 
     def linearize(self, trajectories: Trajectories) -> Linearization:
         """The policy's linearization on some trajectories; made once for each."""
@@ -164,11 +165,21 @@ class Problem:
 
     def rewards(self, trajectories: Trajectories) -> Tensor:
         """(T,) r_ν(s_t, a_t), without a graph."""
+        if trajectories is self.cross and self.chunk_steps is None:
+            return self._graph_of_cross().detach()
         return self.reward.run(reward_values, trajectories, chunk_steps=self.chunk_steps)
 
     def reward_gradient(self, trajectories: Trajectories, coefficients: Tensor) -> Tensor:
         """(R,) ∇_ν Σ_t coefficient_t · r_ν(s_t, a_t)."""
+        if trajectories is self.cross and self.chunk_steps is None:
+            return self.reward.gradient([self._graph_of_cross()], [coefficients], retain_graph=True)
         return self.reward.vjp(trajectories, coefficients, chunk_steps=self.chunk_steps)
+
+    def _graph_of_cross(self) -> Tensor:
+        """(T,) the rewards of the cross trajectories: often those of `lower`, so that one forward pass serves H and C."""
+        if self._cross_rewards is None:
+            self._cross_rewards = self.reward.run(evaluate_reward, self.cross)
+        return self._cross_rewards
 
     def discounts(self, trajectories: Trajectories) -> Tensor:
         """(T,) γ^h."""

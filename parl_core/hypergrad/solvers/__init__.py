@@ -4,6 +4,7 @@ What they share is in `drive.py` (the loop around every iterative one), `system.
 `solution.py` (what goes in and comes out):
 
     CG           A positive definite; a consistent semi-definite system is solved too
+    PCG          the same behind an approximate inverse that A knows of itself, as that of the package's policies does
     MINRES       A symmetric of any sign: what to use when a full Hessian is not yet definite
     Neumann      a fixed number of plain gradient steps: cheap bias instead of an exact solve
     NystromPCG   A = (few large eigenvalues) + damping, solved many times over as A changes slowly
@@ -19,7 +20,8 @@ from .dense import Dense
 from .minres import MINRES
 from .neumann import Neumann
 from .nystrom import NystromPCG
-from .solution import LinearOperator, OuterProducts, Solution, Solver, Status, damping_of
+from .pcg import PCG
+from .solution import LinearOperator, OuterProducts, Preconditioner, Solution, Solver, Status, damping_of
 from .tolerance import BIAS_RTOL, looser
 from .woodbury import Woodbury
 
@@ -27,6 +29,7 @@ __all__ = [
     "BIAS_RTOL",
     "CG",
     "MINRES",
+    "PCG",
     "Damped",
     "Damping",
     "Dense",
@@ -34,6 +37,7 @@ __all__ = [
     "Neumann",
     "NystromPCG",
     "OuterProducts",
+    "Preconditioner",
     "Solution",
     "Solver",
     "Status",

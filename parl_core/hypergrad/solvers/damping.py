@@ -19,7 +19,7 @@ _PRODUCTS = 10
 class Damped:
     """v ↦ A v + damping·v.
 
-    It says about itself what A does: `cost`, and `block` and `outer_products` where A has them.
+    It says about itself what A does: `cost`, and `block`, `outer_products` and `preconditioner` where A has them.
 
     Attributes:
         damping: the multiple of the identity in all, A's own included.
@@ -40,6 +40,9 @@ class Damped:
         outer_products = getattr(operator, "outer_products", None)
         if callable(outer_products):
             self.outer_products = outer_products
+        preconditioner = getattr(operator, "preconditioner", None)
+        if callable(preconditioner):
+            self.preconditioner = lambda extra=0.0: preconditioner(extra + damping)
 
     def __call__(self, vector: Tensor) -> Tensor:
         """(P,) -> (P,)."""

@@ -16,7 +16,18 @@ LinearOperator = Callable[[Tensor], Tensor]
     cost              of one product, in gradients of the policy's log-probabilities
     block             (K, P) -> (K, P), a product for every row at once; used for two rows or more
     outer_products    () -> OuterProducts, the terms of A beside the damping
+    preconditioner    (extra) -> Preconditioner | None, an approximate inverse of A + extra·I, extra a number
 """
+
+
+@dataclass(frozen=True)
+class Preconditioner:
+    """An approximate inverse of an operator, as the operator itself knows one."""
+
+    apply: Callable[[Tensor], Tensor]
+    """(…, P) -> (…, P), symmetric and positive definite."""
+    cost: float
+    """What it took to make, in gradients of the policy's log-probabilities."""
 
 
 @dataclass(frozen=True)
