@@ -20,8 +20,8 @@ class Actor {
         }
         std::int64_t widest = 0;
         for (std::size_t i = 0; i < params.size(); i += 2) {
-            const TensorView weight = view_dense(params[i], "params"),
-                             bias = view_dense(params[i + 1], "params");
+            const TensorView weight = view_contiguous(params[i], "params"),
+                             bias = view_contiguous(params[i + 1], "params");
             const std::int64_t inputs = bias.size == 0 ? 0 : weight.size / bias.size;
             if (bias.size == 0 || (!layers_.empty() && inputs != layers_.back().outputs)) {
                 throw py::value_error("params must be those of layers that follow each other");
@@ -56,7 +56,7 @@ class Actor {
         }
         const float* noise = nullptr;
         if (!noise_tensor.is_none()) {
-            const TensorView view = view_dense(noise_tensor, "noise");
+            const TensorView view = view_contiguous(noise_tensor, "noise");
             require(view, DType::kFloat32, act_dim, "noise");
             noise = view.as<float>();
         }

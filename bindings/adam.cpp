@@ -15,11 +15,11 @@ void run(const py::list& params, const py::list& gradients, const py::list& exp_
     std::vector<cpu::AdamTensor<T>> tensors;
     std::vector<float*> counters;
     for (std::size_t i = 0; i < params.size(); ++i) {
-        const TensorView param = view_dense(params[i], "params");
-        const TensorView gradient = view_dense(gradients[i], "gradients");
-        const TensorView exp_avg = view_dense(exp_avgs[i], "exp_avgs");
-        const TensorView exp_avg_sq = view_dense(exp_avg_sqs[i], "exp_avg_sqs");
-        const TensorView step = view_dense(steps[i], "steps");
+        const TensorView param = view_contiguous(params[i], "params");
+        const TensorView gradient = view_contiguous(gradients[i], "gradients");
+        const TensorView exp_avg = view_contiguous(exp_avgs[i], "exp_avgs");
+        const TensorView exp_avg_sq = view_contiguous(exp_avg_sqs[i], "exp_avg_sqs");
+        const TensorView step = view_contiguous(steps[i], "steps");
         require(param, kDType, param.size, "params");
         require(gradient, kDType, param.size, "gradients");
         require(exp_avg, kDType, param.size, "exp_avgs");
@@ -48,7 +48,7 @@ void adam(const py::list& params, const py::list& gradients, const py::list& exp
         }
     }
     if (params.empty()) return;
-    const DType dtype = view_dense(params[0], "params").dtype;
+    const DType dtype = view_contiguous(params[0], "params").dtype;
     if (dtype == DType::kInt64) throw py::type_error("params must be float32 or float64, got int64");
     (dtype == DType::kFloat32 ? run<float> : run<double>)(params, gradients, exp_avgs, exp_avg_sqs, steps,
                                                           learning_rate, beta1, beta2, epsilon, num_threads);

@@ -70,7 +70,7 @@ double run_sum(const TensorView& log_ratio, const TensorView& offsets, const Ten
                const TensorView& gradient, const cpu::DivergenceTerm& term, int num_threads) {
     const py::gil_scoped_release release;
     if (gradient.data != nullptr)
-        cpu::expect_first_write(gradient.data, static_cast<std::size_t>(gradient.size) * sizeof(T));
+        cpu::prefer_huge_pages(gradient.data, gradient.size * static_cast<std::int64_t>(sizeof(T)));
     const double total =
         offsets.data == nullptr
             ? PARL_DISPATCH(divergence_sum<T>(log_ratio.as<T>(), log_ratio.size, weights.as<T>(), term,
@@ -106,7 +106,7 @@ template <typename T>
 void run_terms(const TensorView& log_ratio, const TensorView& out, const cpu::DivergenceTerm& term, int order,
                int num_threads) {
     const py::gil_scoped_release release;
-    cpu::expect_first_write(out.data, static_cast<std::size_t>(out.size) * sizeof(T));
+    cpu::prefer_huge_pages(out.data, out.size * static_cast<std::int64_t>(sizeof(T)));
     PARL_DISPATCH(
         divergence_terms<T>(log_ratio.as<T>(), log_ratio.size, term, order, num_threads, out.as<T>()));
 }

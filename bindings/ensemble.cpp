@@ -48,7 +48,7 @@ struct Call {
     }
 
     static T* values(py::handle tensor, std::int64_t size, const char* name) {
-        const TensorView view = view_dense(tensor, name);
+        const TensorView view = view_contiguous(tensor, name);
         require(view, kDTypeOf<T>, size, name);
         return view.as<T>();
     }
@@ -69,7 +69,7 @@ struct Call {
 
     // (rows, inputs) for all members, or (members, rows, inputs).
     cpu::EnsembleInputs<T> inputs(py::handle tensor, std::int64_t rows) const {
-        const TensorView view = view_dense(tensor, "inputs");
+        const TensorView view = view_contiguous(tensor, "inputs");
         const std::int64_t shared = rows * ensemble.widths[0];
         const bool is_shared = view.size == shared;
         require(view, kDTypeOf<T>, is_shared ? shared : ensemble.members * shared, "inputs");
@@ -96,7 +96,7 @@ template <typename T>
 void forward(std::int64_t members, const py::list& weights, const py::list& biases, const py::list& widths,
              py::handle inputs_tensor, py::handle rewards_tensor, int num_threads) {
     const Call<T> call(members, weights, biases, widths);
-    const TensorView rewards = view_dense(rewards_tensor, "rewards");
+    const TensorView rewards = view_contiguous(rewards_tensor, "rewards");
     const std::int64_t rows = rewards.size / members;
     require(rewards, kDTypeOf<T>, members * rows, "rewards");
     const cpu::EnsembleInputs<T> inputs = call.inputs(inputs_tensor, rows);
@@ -119,7 +119,7 @@ void backward(std::int64_t members, const py::list& weights, const py::list& bia
               py::handle inputs_tensor, py::handle cotangents_tensor, const py::list& weight_gradients,
               const py::list& bias_gradients, py::handle input_gradients_tensor, int num_threads) {
     const Call<T> call(members, weights, biases, widths);
-    const TensorView cotangents = view_dense(cotangents_tensor, "cotangents");
+    const TensorView cotangents = view_contiguous(cotangents_tensor, "cotangents");
     const std::int64_t rows = cotangents.size / members;
     require(cotangents, kDTypeOf<T>, members * rows, "cotangents");
     if (rows < 1) throw py::value_error("cotangents must have at least one row");
@@ -143,9 +143,9 @@ py::tuple preference_gradient(std::int64_t members, const py::list& weights, con
                               const py::list& weight_gradients, const py::list& bias_gradients,
                               int num_threads) {
     const Call<T> call(members, weights, biases, widths);
-    const TensorView segments = view_dense(segments_tensor, "segments");
-    const TensorView labels = view_dense(labels_tensor, "labels");
-    const TensorView indices = view_dense(indices_tensor, "indices");
+    const TensorView segments = view_contiguous(segments_tensor, "segments");
+    const TensorView labels = view_contiguous(labels_tensor, "labels");
+    const TensorView indices = view_contiguous(indices_tensor, "indices");
     if (length < 1) throw py::value_error("length must be at least 1, got " + std::to_string(length));
     require(labels, kDTypeOf<T>, labels.size, "labels");
     require(segments, kDTypeOf<T>, labels.size * 2 * length * call.ensemble.widths[0], "segments");
@@ -179,7 +179,7 @@ template <typename Float, typename Double, typename... Arguments>
 auto by_dtype(Float run_float, Double run_double, std::int64_t members, const py::list& weights,
               Arguments&&... arguments) {
     if (weights.empty()) throw py::value_error("weights must be of one layer or more");
-    const DType dtype = view_dense(weights[0], "weights").dtype;
+    const DType dtype = view_contiguous(weights[0], "weights").dtype;
     if (dtype == DType::kInt64) throw py::type_error("weights must be float32 or float64, got int64");
     return dtype == DType::kFloat32 ? run_float(members, weights, arguments...)
                                     : run_double(members, weights, arguments...);

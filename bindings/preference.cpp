@@ -41,11 +41,11 @@ std::int64_t per_member(const TensorView& view, std::int64_t members, const char
 void preference_loss(py::handle first_tensor, py::handle first_offsets, py::handle second_tensor,
                      py::handle second_offsets, py::handle labels_tensor, std::int64_t members,
                      py::handle losses_tensor, py::handle logits_tensor, py::handle correct_tensor) {
-    const TensorView first = view_dense(first_tensor, "first");
-    const TensorView second = view_dense(second_tensor, "second");
-    const TensorView labels = view_dense(labels_tensor, "labels");
-    const TensorView losses = view_dense(losses_tensor, "losses");
-    const TensorView logits = view_dense(logits_tensor, "logits");
+    const TensorView first = view_contiguous(first_tensor, "first");
+    const TensorView second = view_contiguous(second_tensor, "second");
+    const TensorView labels = view_contiguous(labels_tensor, "labels");
+    const TensorView losses = view_contiguous(losses_tensor, "losses");
+    const TensorView logits = view_contiguous(logits_tensor, "logits");
     const TensorView correct = view_vector(correct_tensor, "correct");
     if (first.dtype == DType::kInt64) throw py::type_error("first must be float32 or float64, got int64");
     const std::int64_t num_pairs = per_member(losses, members, "losses");
@@ -71,8 +71,8 @@ void preference_loss(py::handle first_tensor, py::handle first_offsets, py::hand
 
 void spread_over_segments(py::handle weights_tensor, double scale, py::handle offsets, std::int64_t members,
                           py::handle steps_tensor) {
-    const TensorView weights = view_dense(weights_tensor, "weights");
-    const TensorView steps = view_dense(steps_tensor, "steps");
+    const TensorView weights = view_contiguous(weights_tensor, "weights");
+    const TensorView steps = view_contiguous(steps_tensor, "steps");
     if (weights.dtype == DType::kInt64) throw py::type_error("weights must be float32 or float64, got int64");
     require(steps, weights.dtype, steps.size, "steps");
     const std::int64_t num_pairs = per_member(weights, members, "weights");

@@ -119,8 +119,8 @@ class Sac {
         const Rows rewards = view_rows<T>(batch[2], "rewards", rows, 0);
         const Rows next_observations = view_rows<T>(batch[3], "next_observations", rows, obs_dim);
         const Rows terminated = view_rows<T>(batch[4], "terminated", rows, 0);
-        const TensorView next_draws = view_dense(next_noise, "next_noise"),
-                         draws = view_dense(noise, "noise");
+        const TensorView next_draws = view_contiguous(next_noise, "next_noise"),
+                         draws = view_contiguous(noise, "noise");
         require(next_draws, kDTypeOf<T>, rows * act_dim, "next_noise");
         require(draws, kDTypeOf<T>, rows * act_dim, "noise");
         const cpu::SacBatch<T> views{rows,
@@ -164,7 +164,7 @@ class Sac {
     };
 
     void* hold(py::handle tensor, DType dtype, std::int64_t size, const char* name) {
-        const TensorView view = view_dense(tensor, name);
+        const TensorView view = view_contiguous(tensor, name);
         require(view, dtype, size, name);
         held_.push_back({py::reinterpret_borrow<py::object>(tensor), view.data});
         return view.data;
