@@ -21,7 +21,7 @@ PEERS_INSTALLED := $(VENV)/.installed-peers
 
 SANITIZED := build/sanitized
 # What calls the extension.
-SANITIZED_TESTS := tests/ops tests/hypergrad/test_linearize.py $(wildcard tests/*/test_native*.py)
+SANITIZED_TESTS := $(wildcard tests/ops tests/csrc tests/hypergrad/test_linearize.py tests/*/test_native*.py tests/test_optim.py)
 
 .PHONY: help setup train test bench sanitize clean
 
