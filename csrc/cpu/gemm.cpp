@@ -3,8 +3,7 @@
 // 2. Right factors of `multiply_packed` are packed by the caller, once for all the rows that meet them.
 // 3. A sum of two products is one loop over both, so that it is written once.
 // 4. There are kernels for every number of rows, and a block is cut evenly: 100 rows are 8 times 12 or 13,
-// not 7 times
-//    14 and a remainder.
+//    not 7 times 14 and a remainder.
 #include "cpu/gemm.h"
 
 namespace parl::cpu::PARL_ISA {

@@ -2,7 +2,8 @@
 //
 // Matrices are row-major. Where a matrix is written, or read as the right factor of `multiply_transposed`,
 // its rows lie `row_stride(columns)` apart: whole vectors, the padding of which may be read and written, and
-// is zero where the factors' is. So no kernel needs a mask.
+// is zero where the factors' is and the left factor is finite. So no kernel needs a mask. Columns never mix:
+// a NaN in the padding reaches no column that is read.
 #pragma once
 
 #include <cstdint>

@@ -59,8 +59,7 @@ class Curvature {
     virtual void apply(const T* v, T* out, T* along, int num_threads) = 0;
 };
 
-// The results are the same, bit for bit, for the same number of threads. Not to be used by two threads at
-// once.
+// For a given number of threads, results are the same bit for bit. Not to be used by two threads at once.
 template <typename T>
 class Linearization {
   public:

@@ -4,15 +4,20 @@
 // as of an ensemble, are several arrays. Nothing here allocates: the caller gives all memory, and decides
 // what passes through the network at once; some 100 rows stay in the caches while they go through the layers.
 //
-//     Layer<T> layers[2];                                           // for each layer l
-//     layers[l] = layer_at(memory, inputs, outputs);                // layer_size<T>(inputs, outputs)
-//     elements pack_layer(layers[l], weight, bias, WeightLayout::kOutIn);    // whenever the parameters have
-//     changed mlp_forward(layers, 2, activation, rows, x, hidden, slopes, out); mlp_backward(layers, 2,
-//     activation, rows, x, hidden, slopes, deltas, gradients, accumulate, input_gradient);
+//     // for each layer l, in a memory of layer_size<T>(inputs, outputs) elements:
+//     layers[l] = layer_at(memory, inputs, outputs);
+//     // whenever the parameters have changed:
+//     pack_layer(layers[l], weight, bias, WeightLayout::kOutIn);
+//     // for each block of rows:
+//     mlp_forward(layers, 2, activation, rows, x, hidden, slopes, out);
+//     mlp_backward(layers, 2, activation, rows, x, hidden, slopes, deltas, gradients, accumulate,
+//                  input_gradient);
+//     // at the end:
 //     gather_gradient(layers[l], &gradients[l], 1, WeightLayout::kOutIn, weight_gradient, bias_gradient);
 //
 // Every matrix (rows, columns) has its rows row_stride<T>(columns) elements apart (gemm.h), also x, whose
-// padding must be zero; what is computed has zeros there, or slopes and activations of zero.
+// padding must be zero; what is computed has zeros there, or slopes and activations of zero. (Where an
+// element of x is infinite or NaN, padding may become NaN; no column that is read depends on it.)
 #pragma once
 
 #include "cpu/gemm.h"

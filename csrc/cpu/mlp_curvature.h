@@ -1,8 +1,8 @@
 // Terms of a trajectory Hessian on the linearization of a multi-layer perceptron policy (linearization.h).
 //
 // All terms share one forward and one backward pass of tangents. Through the output, they are the curvature
-// of the head times the output's tangent, plus u·∇ log π, with which the backward pass gives Jᵀu as well: u_h
-// = Σ_{k≥h} g_k Σ_{j≤k} (J v)_j within each trajectory, for score weights g.
+// of the head times the output's tangent, plus u·∇ log π, with which the backward pass gives Jᵀu as well:
+// u_h = Σ_{k≥h} g_k Σ_{j≤k} (J v)_j within each trajectory, for score weights g.
 #pragma once
 
 #include "cpu/mlp_linearization.h"

@@ -2,9 +2,8 @@
 //
 // How this differs from automatic differentiation, and why:
 // 1. The activations of one forward pass serve all products; a Hessian product with fixed weights also keeps
-// the
-//    gradients that were handed back, so that 2 matrix products in the first layer and 6 in every other are
-//    left.
+//    the gradients that were handed back, so that 2 matrix products in the first layer and 6 in every other
+//    are left.
 // 2. Products of tangents and values come in pairs, AḂ + ȦB, and are one loop each (gemm.h).
 // 3. Some 100 steps at a time go through all layers, forwards and backwards, while they are in the caches.
 //    Each thread has a fixed range of steps and sums parameter gradients of its own, which are then added in
@@ -94,8 +93,8 @@ class MlpLinearization final : public Linearization<T> {
     Buffer<std::int64_t> offsets_;
     Buffer<T> x_, packed_, cache_, log_prob_;
     Buffer<Layer<T>> layers_;
-    Buffer<T*> hidden_, slopes_,
-        bends_;  // by hidden layer, of all steps; the last two if the activation needs them
+    // By hidden layer, of all steps; the last two if the activation needs them.
+    Buffer<T*> hidden_, slopes_, bends_;
 
     Buffer<Layer<T>> tangents_;  // the layers of v
     Buffer<T> packed_tangents_;

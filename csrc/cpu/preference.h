@@ -15,9 +15,11 @@ struct SegmentLayout {
     std::int64_t member_stride;  // from one reward's steps to the next one's
 };
 
-// For members k and pairs m: logits[k, m] = Σ second − Σ first, losses[k, m] = softplus(logit) − label ·
-// logit, correct[k] = how many pairs with a preference (label ≠ ½) are ordered as labelled. labels: (M,) for
-// label_stride 0, or (members, M) for label_stride M. Everything else is (members, M) or (members,).
+// For members k and pairs m: logits[k, m] = Σ second − Σ first,
+// losses[k, m] = softplus(logit) − label · logit,
+// correct[k] = how many pairs with a preference (label ≠ ½) are ordered as labelled.
+// labels: (M,) for label_stride 0, or (members, M) for label_stride M. Everything else is (members, M) or
+// (members,).
 PARL_IN_EACH_ISA(template <typename T> void preference_loss(const T* first, SegmentLayout first_layout,
                                                             const T* second, SegmentLayout second_layout,
                                                             const T* labels, std::int64_t label_stride,

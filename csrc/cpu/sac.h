@@ -22,8 +22,8 @@ struct SacParam {
     std::int64_t size;
 };
 
-// Layer l has the weight 2l and the bias 2l + 1. The actor's weights are (out, in), the critics' (2, in,
-// out).
+// Layer l has the weight 2l and the bias 2l + 1. The actor's weights are (out, in), the critics'
+// (2, in, out).
 template <typename T>
 struct SacState {
     std::int64_t obs_dim;

@@ -56,8 +56,7 @@ Networks<T> place_networks(const SacState<T>& state, Arena<T>& arena) {
     return networks;
 }
 
-// What one thread works in. Matrices hold kBlockRows rows, the flat arrays of actions one row after
-// another.
+// What one thread works in. Matrices hold kBlockRows rows, the flat arrays of actions row after row.
 template <typename T>
 struct Scratch {
     T* observations;

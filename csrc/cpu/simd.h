@@ -178,7 +178,8 @@ PARL_INLINE Vec<T> from_bits(Lanes<T> bits) {
     return {reinterpret_cast<typename Vec<T>::Native>(bits.v)};
 }
 
-// What the machine has instructions for. Of a NaN and a number, min and max give their second argument.
+// What the machine has instructions for, which of a NaN and a number give their second operand: hence the
+// reversed order, for minimum(x, y) and maximum(x, y) to give x.
 #if defined(__AVX512F__)
 PARL_INLINE Vec<float> minimum(Vec<float> x, Vec<float> y) { return {_mm512_maskz_min_ps(0xffff, y.v, x.v)}; }
 PARL_INLINE Vec<float> maximum(Vec<float> x, Vec<float> y) { return {_mm512_maskz_max_ps(0xffff, y.v, x.v)}; }
