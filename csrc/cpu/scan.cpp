@@ -31,7 +31,8 @@ void in_parallel([[maybe_unused]] const Segments& segments, [[maybe_unused]] std
                  [[maybe_unused]] int num_threads, Range range) {
 #ifdef _OPENMP
     if (num_threads > 1 && segments.count > 1 && elements * segments.steps() >= kParallelElements) {
-#pragma omp parallel num_threads(num_threads)
+        const int most = static_cast<int>(std::min<std::int64_t>(num_threads, segments.count));
+#pragma omp parallel num_threads(most)
         {
             const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
             range(split(segments, thread, threads), split(segments, thread + 1, threads));

@@ -64,11 +64,25 @@ PARL_INLINE bool any_nan(Vec<T> y) {
 #endif
 }
 
+// y_i = x_i + c_i · y_{i−1}, lane after lane.
+template <bool kReverse, typename T>
+PARL_INLINE Vec<T> scan_one_by_one(Vec<T> x, Vec<T> carry, Vec<T> coefficients) {
+    Vec<T> y;
+    T last = carry.v[0];
+    for (int i = 0; i < kWidth<T>; ++i) {
+        const int lane = kReverse ? kWidth<T> - 1 - i : i;
+        last = math::scan_step(x.v[lane], last, coefficients.v[lane]);
+        y.v[lane] = last;
+    }
+    return y;
+}
+
 // Powers of one coefficient.
 template <typename T>
 struct Powers {
     Vec<T> square[4];  // c, c², c⁴, c⁸
     Vec<T> carry;      // c to the number of lanes from the carry
+    bool are_normal;   // or they are of c = 0: none has overflowed or lost digits below the normal numbers
 };
 
 template <bool kReverse, typename T>
@@ -80,19 +94,25 @@ PARL_INLINE Powers<T> powers_of(T coefficient) {
     for (int i = 0; i < kWidth<T>; ++i, power *= coefficient) {
         powers.carry.v[kReverse ? kWidth<T> - 1 - i : i] = power;
     }
+    using F = math::Format<T>;
+    const T highest = math::absolute(powers.carry.v[kReverse ? 0 : kWidth<T> - 1]);
+    powers.are_normal = coefficient == T(0) || (highest >= F::kSmallest && highest <= F::kLargest);
     return powers;
 }
 
-// y_i = x_i + c · y_{i−1} over the lanes (in the direction of the scan), and the carry into the first of
-// them.
+// y_i = x_i + c · y_{i−1} over the lanes (in the direction of the scan), and the carry into the first.
 template <bool kReverse, typename T>
 PARL_INLINE Vec<T> scan_lanes(Vec<T> x, Vec<T> carry, const Powers<T>& powers) {
+    if (__builtin_expect(!powers.are_normal, 0)) return scan_one_by_one<kReverse>(x, carry, powers.square[0]);
     const Vec<T> none(T(0));
-    x = math::scan_step(x, earlier<kReverse, 1>(x, none), powers.square[0]);
-    if constexpr (kWidth<T> > 2) x = math::scan_step(x, earlier<kReverse, 2>(x, none), powers.square[1]);
-    if constexpr (kWidth<T> > 4) x = math::scan_step(x, earlier<kReverse, 4>(x, none), powers.square[2]);
-    if constexpr (kWidth<T> > 8) x = math::scan_step(x, earlier<kReverse, 8>(x, none), powers.square[3]);
-    return math::scan_step(x, carry, powers.carry);
+    Vec<T> y = math::scan_step(x, earlier<kReverse, 1>(x, none), powers.square[0]);
+    if constexpr (kWidth<T> > 2) y = math::scan_step(y, earlier<kReverse, 2>(y, none), powers.square[1]);
+    if constexpr (kWidth<T> > 4) y = math::scan_step(y, earlier<kReverse, 4>(y, none), powers.square[2]);
+    if constexpr (kWidth<T> > 8) y = math::scan_step(y, earlier<kReverse, 8>(y, none), powers.square[3]);
+    y = math::scan_step(y, carry, powers.carry);
+    // A sum over some of the lanes may overflow where the recurrence itself, step by step, does not.
+    if (__builtin_expect(!any_nan(y * Vec<T>(T(0))), 1)) return y;
+    return scan_one_by_one<kReverse>(x, carry, powers.square[0]);
 }
 
 // One round of the scan with a coefficient for every lane.
@@ -113,13 +133,7 @@ PARL_INLINE Vec<T> scan_lanes(Vec<T> x, Vec<T> carry, Vec<T> coefficients) {
     y = math::scan_step(y, carry, products);
     // A product of coefficients may overflow where the recurrence itself, step by step, does not.
     if (__builtin_expect(!any_nan((y + products) * Vec<T>(T(0))), 1)) return y;
-    T last = carry.v[0];
-    for (int i = 0; i < kWidth<T>; ++i) {
-        const int lane = kReverse ? kWidth<T> - 1 - i : i;
-        last = math::scan_step(x.v[lane], last, coefficients.v[lane]);
-        y.v[lane] = last;
-    }
-    return y;
+    return scan_one_by_one<kReverse>(x, carry, coefficients);
 }
 
 // How a vector at `from + i` is read and written: in full …
