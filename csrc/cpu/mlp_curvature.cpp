@@ -88,6 +88,7 @@ void MlpCurvature<T>::keep_deltas(const T* hessian, int num_threads) {
     if (lin.num_steps_ == 0) return;
     on_threads(lin.prepare(num_threads), [&](Team team) {
         Work<T>& work = lin.works_[team.thread];
+        lin.zero_log_std(work);
         lin.for_blocks(team, [&](Block block) {
             lin.enter(work, block);
             const auto rows_of = [&](Buffer<T*>& matrices, int l) {

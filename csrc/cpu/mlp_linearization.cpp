@@ -8,8 +8,6 @@ namespace {
 
 // Steps that pass through all layers together.
 constexpr std::int64_t kBlockRows = 112;
-// Rows of the scratch that backward_layer needs.
-constexpr std::int64_t kScratchRows = 28;
 // A thread for fewer multiplications (steps × parameters) costs more to wake than it saves.
 constexpr std::int64_t kParallelWork = std::int64_t{1} << 18;
 
@@ -120,7 +118,7 @@ int MlpLinearization<T>::prepare(int num_threads) {
     // A line more, so that two threads never write to the same one.
     const std::int64_t line = 64 / static_cast<std::int64_t>(sizeof(T));
     const std::int64_t each =
-        block_rows_ * (2 * hidden + 2 * outputs) + kScratchRows * widest + gradients + outputs + line;
+        block_rows_ * (2 * hidden + 2 * outputs) + kLayerRows * widest + gradients + outputs + line;
     memory_.reserve(threads * each);
     works_.reserve(threads);
     pointers_.reserve(threads * 5 * num_layers_);
@@ -150,7 +148,7 @@ int MlpLinearization<T>::prepare(int num_threads) {
         }
         work.log_std = take(outputs);
         work.output = take(block_rows_ * outputs);
-        work.scratch = take(kScratchRows * widest);
+        work.scratch = take(kLayerRows * widest);
     }
     prepared_ = static_cast<int>(threads);
     return prepared_;

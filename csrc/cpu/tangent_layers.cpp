@@ -3,9 +3,6 @@
 namespace parl::cpu::PARL_ISA {
 namespace {
 
-// What a matrix product has written is worked on while it is in the first cache.
-constexpr std::int64_t kRows = 28;
-
 template <typename A, typename T>
 PARL_INLINE Vec<T> slope_at(const Activated<T>& activated, std::int64_t i) {
     if constexpr (A::kFromValue) {
@@ -15,10 +12,10 @@ PARL_INLINE Vec<T> slope_at(const Activated<T>& activated, std::int64_t i) {
     }
 }
 
-// Calls function(first, rows) for parts of about kRows rows.
+// Calls function(first, rows) for parts of about kLayerRows rows.
 template <typename Function>
 PARL_INLINE void by_parts(std::int64_t rows, const Function& function) {
-    const std::int64_t parts = (rows + kRows - 1) / kRows;
+    const std::int64_t parts = (rows + kLayerRows - 1) / kLayerRows;
     for (std::int64_t i = 0; i < parts; ++i) {
         const std::int64_t first = rows * i / parts;
         function(first, rows * (i + 1) / parts - first);

@@ -5,6 +5,9 @@
 
 namespace parl::cpu::PARL_ISA {
 
+// Rows taken at once: what a matrix product has written is worked on while it is in the first cache.
+inline constexpr std::int64_t kLayerRows = 28;
+
 // What is known of the layer's activations (rows, outputs).
 template <typename T>
 struct Activated {
@@ -20,6 +23,7 @@ void forward_layer(std::int64_t rows, std::int64_t columns, const Product<T>* pr
                    const T* bias, Activated<T> activated, const T* bend, T* tangent, T* bent);
 
 // delta = φ'·Σ_s products (+ delta, if `add`), `columns` being the outputs of the layer below.
+// scratch: kLayerRows rows.
 template <typename T>
 void backward_layer(std::int64_t rows, std::int64_t columns, const Product<T>* products, int count,
                     Activated<T> activated, bool add, T* delta, T* scratch);

@@ -29,22 +29,22 @@ struct ScalarOf<double> {
 
 PARL_INLINE std::int32_t to_bits(float x) {
     std::int32_t bits;
-    memcpy(&bits, &x, sizeof bits);
+    std::memcpy(&bits, &x, sizeof bits);
     return bits;
 }
 PARL_INLINE std::int64_t to_bits(double x) {
     std::int64_t bits;
-    memcpy(&bits, &x, sizeof bits);
+    std::memcpy(&bits, &x, sizeof bits);
     return bits;
 }
 PARL_INLINE float from_bits(std::int32_t bits) {
     float x;
-    memcpy(&x, &bits, sizeof x);
+    std::memcpy(&x, &bits, sizeof x);
     return x;
 }
 PARL_INLINE double from_bits(std::int64_t bits) {
     double x;
-    memcpy(&x, &bits, sizeof x);
+    std::memcpy(&x, &bits, sizeof x);
     return x;
 }
 // Shifted up, where bits may leave at the top: undefined for a signed scalar, not for a vector.
@@ -57,6 +57,17 @@ PARL_INLINE std::int64_t shift_up(std::int64_t bits, int places) {
 template <typename Bits>
 PARL_INLINE Bits shift_up(Bits bits, int places) {
     return bits << places;
+}
+// The sum, which wraps around for the bits of some NaNs: undefined for a signed scalar, not for a vector.
+PARL_INLINE std::int32_t add_bits(std::int32_t bits, std::int32_t number) {
+    return static_cast<std::int32_t>(static_cast<std::uint32_t>(bits) + static_cast<std::uint32_t>(number));
+}
+PARL_INLINE std::int64_t add_bits(std::int64_t bits, std::int64_t number) {
+    return static_cast<std::int64_t>(static_cast<std::uint64_t>(bits) + static_cast<std::uint64_t>(number));
+}
+template <typename Bits, typename Number>
+PARL_INLINE Bits add_bits(Bits bits, Number number) {
+    return bits + number;
 }
 PARL_INLINE float select(bool condition, float yes, float no) { return condition ? yes : no; }
 PARL_INLINE double select(bool condition, double yes, double no) { return condition ? yes : no; }
@@ -110,7 +121,7 @@ PARL_INLINE V minimum(V x, V y) {
 template <typename V>
 PARL_INLINE V power_of_two(V k) {
     using F = Format<typename ScalarOf<V>::type>;
-    return from_bits(shift_up(to_bits(k + V(F::kRounder)), F::kMantissa) + F::kOne);
+    return from_bits(add_bits(shift_up(to_bits(k + V(F::kRounder)), F::kMantissa), F::kOne));
 }
 
 // x·2^k for an integer-valued k, in two factors, since 2^k itself may be denormal or infinite where x·2^k is
@@ -214,7 +225,7 @@ PARL_INLINE V log(V x) {
     const V shift = select(x < V(F::kSmallest), V(S(-F::kMantissa)), V(0));
     // normal = 2^e · m with m in [√½, √2).
     constexpr typename F::Bits kRootHalf = sizeof(S) == 4 ? 0x3f3504f3 : 0x3fe6a09e667f3bcd;
-    const auto bits = to_bits(normal) + (F::kOne - kRootHalf);
+    const auto bits = add_bits(to_bits(normal), F::kOne - kRootHalf);
     const auto exponent = (bits >> F::kMantissa) - (F::kOne >> F::kMantissa);
     const V e = (from_bits(exponent + to_bits(S(F::kRounder))) - V(F::kRounder)) + shift;
     const V m = from_bits((bits & F::kMantissaMask) + kRootHalf);

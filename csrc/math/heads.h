@@ -7,10 +7,9 @@
 namespace parl::math {
 
 // What bounds the log standard deviation of GaussianPolicy(log_std="state").
-template <typename S>
-inline constexpr S kLogStdLow = S(-5);
-template <typename S>
-inline constexpr S kLogStdHigh = S(2);
+inline constexpr double kLogStdLow = -5.0, kLogStdHigh = 2.0;
+
+inline constexpr double kLogTwoPi = 1.8378770664093454836;
 
 // log N(x; mean, exp(log_std)²), its gradient and its Hessian in (mean, log_std).
 template <typename S>
@@ -26,7 +25,6 @@ PARL_INLINE GaussianTerm<S> gaussian_term(S x, S mean, S log_std) {
     const S inverse = exp(-log_std);
     const S standard = (x - mean) * inverse;
     const S square = standard * standard;
-    constexpr double kLogTwoPi = 1.8378770664093454836;
     return {S(-0.5) * (square + S(kLogTwoPi)) - log_std,
             standard * inverse,
             square - S(1),
@@ -36,7 +34,20 @@ PARL_INLINE GaussianTerm<S> gaussian_term(S x, S mean, S log_std) {
             inverse * inverse};
 }
 
-// A log standard deviation as a function of the network's output, with its derivatives.
+// A log standard deviation as a function of the tanh of the network's output, and its derivative in that
+// output.
+template <typename V>
+PARL_INLINE V bounded_log_std(V tanh_raw) {
+    using S = typename ScalarOf<V>::type;
+    return V(S(kLogStdLow)) + V(S(0.5 * (kLogStdHigh - kLogStdLow))) * (tanh_raw + V(1));
+}
+template <typename V>
+PARL_INLINE V bounded_log_std_slope(V tanh_raw) {
+    using S = typename ScalarOf<V>::type;
+    return V(S(0.5 * (kLogStdHigh - kLogStdLow))) * (V(1) - tanh_raw * tanh_raw);
+}
+
+// The same as a function of the output itself, with its derivatives.
 template <typename S>
 struct StateLogStd {
     S value, slope, bend;
@@ -44,9 +55,8 @@ struct StateLogStd {
 
 template <typename S>
 PARL_INLINE StateLogStd<S> state_log_std(S raw) {
-    constexpr S kHalf = S(0.5) * (kLogStdHigh<S> - kLogStdLow<S>);
-    const S t = tanh(raw), slope = kHalf * (S(1) - t * t);
-    return {kLogStdLow<S> + kHalf * (t + S(1)), slope, S(-2) * t * slope};
+    const S t = tanh(raw), slope = bounded_log_std_slope(t);
+    return {bounded_log_std(t), slope, S(-2) * t * slope};
 }
 
 // The Gaussian action whose tanh is `action`, moved inside the open interval by one rounding unit.
@@ -57,10 +67,11 @@ PARL_INLINE S unsquash(S action) {
     return S(0.5) * (log1p(inside) - log1p(-inside));
 }
 
-// log(1 − tanh(u)²), what squashing takes off the log-probability.
-template <typename S>
-PARL_INLINE S log_tanh_slope(S unsquashed) {
-    return S(2) * (S(0.69314718055994530942) - unsquashed - softplus(S(-2) * unsquashed));
+// log(1 − tanh(u)²), what squashing takes off the log-probability, without the cancellation at large |u|.
+template <typename V>
+PARL_INLINE V log_tanh_slope(V unsquashed) {
+    using S = typename ScalarOf<V>::type;
+    return V(2) * (V(S(0.69314718055994530942)) - unsquashed - softplus(V(-2) * unsquashed));
 }
 
 }  // namespace parl::math

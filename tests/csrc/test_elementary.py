@@ -84,3 +84,16 @@ def test_what_is_wrong_is_refused():
     ]:
         with pytest.raises(error, match=message):
             call()
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(np.float32, np.uint32), (np.float64, np.uint64)])
+@pytest.mark.parametrize("name", NUMPY)
+def test_every_kind_of_nan_stays_one(isa, name, dtype, bits):
+    """Whatever their sign and payload; those of the last elements go as scalars."""
+    width, mantissa = (32, 23) if dtype == np.float32 else (64, 52)
+    exponent = (1 << width - 1) - (1 << mantissa)
+    payloads = [1 << place for place in range(mantissa)] + [(1 << mantissa) - 1]
+    numbers = [sign << width - 1 | exponent | payload for sign in (0, 1) for payload in payloads]
+    for kept in range(1, 18):  # each of the payloads is once among the scalars
+        values = np.array(numbers[-kept:] + numbers[:-kept], dtype=bits).view(dtype)
+        assert evaluate(name, torch.from_numpy(values)).isnan().all()
