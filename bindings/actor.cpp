@@ -22,12 +22,12 @@ class Actor {
         for (std::size_t i = 0; i < params.size(); i += 2) {
             const TensorView weight = view_contiguous(params[i], "params"),
                              bias = view_contiguous(params[i + 1], "params");
-            const std::int64_t inputs = bias.size == 0 ? 0 : weight.size / bias.size;
-            if (bias.size == 0 || (!layers_.empty() && inputs != layers_.back().outputs)) {
-                throw py::value_error("params must be those of layers that follow each other");
-            }
-            require(weight, DType::kFloat32, inputs * bias.size, "params");
+            require(weight, DType::kFloat32, weight.size, "params");
             require(bias, DType::kFloat32, bias.size, "params");
+            require_shape(params[i + 1], "params", {bias.size});
+            if (bias.size == 0) throw py::value_error("params must have one output or more in each layer");
+            const std::int64_t inputs = layers_.empty() ? weight.size / bias.size : layers_.back().outputs;
+            require_shape(params[i], "params", {bias.size, inputs});
             layers_.push_back({weight.as<float>(), bias.as<float>(), inputs, bias.size});
             widest = std::max(widest, bias.size);
             for (std::size_t which = i; which < i + 2; ++which) held_.push_back(py::object(params[which]));

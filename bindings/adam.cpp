@@ -11,7 +11,6 @@ template <typename T>
 void run(const py::list& params, const py::list& gradients, const py::list& exp_avgs,
          const py::list& exp_avg_sqs, const py::list& steps, double learning_rate, double beta1, double beta2,
          double epsilon, int num_threads) {
-    constexpr DType kDType = sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
     std::vector<cpu::AdamTensor<T>> tensors;
     std::vector<float*> counters;
     for (std::size_t i = 0; i < params.size(); ++i) {
@@ -20,10 +19,10 @@ void run(const py::list& params, const py::list& gradients, const py::list& exp_
         const TensorView exp_avg = view_contiguous(exp_avgs[i], "exp_avgs");
         const TensorView exp_avg_sq = view_contiguous(exp_avg_sqs[i], "exp_avg_sqs");
         const TensorView step = view_contiguous(steps[i], "steps");
-        require(param, kDType, param.size, "params");
-        require(gradient, kDType, param.size, "gradients");
-        require(exp_avg, kDType, param.size, "exp_avgs");
-        require(exp_avg_sq, kDType, param.size, "exp_avg_sqs");
+        require(param, kDTypeOf<T>, param.size, "params");
+        require(gradient, kDTypeOf<T>, param.size, "gradients");
+        require(exp_avg, kDTypeOf<T>, param.size, "exp_avgs");
+        require(exp_avg_sq, kDTypeOf<T>, param.size, "exp_avg_sqs");
         require(step, DType::kFloat32, 1, "steps");
         counters.push_back(step.as<float>());
         const double count = static_cast<double>(*counters.back()) + 1.0;
@@ -38,7 +37,7 @@ void run(const py::list& params, const py::list& gradients, const py::list& exp_
 void adam(const py::list& params, const py::list& gradients, const py::list& exp_avgs,
           const py::list& exp_avg_sqs, const py::list& steps, double learning_rate, double beta1,
           double beta2, double epsilon, int num_threads) {
-    if (num_threads < 1) throw py::value_error("num_threads must be at least 1");
+    check_threads(num_threads);
     const std::pair<const char*, const py::list&> lists[] = {
         {"gradients", gradients}, {"exp_avgs", exp_avgs}, {"exp_avg_sqs", exp_avg_sqs}, {"steps", steps}};
     for (const auto& [name, list] : lists) {
@@ -48,21 +47,22 @@ void adam(const py::list& params, const py::list& gradients, const py::list& exp
         }
     }
     if (params.empty()) return;
-    const DType dtype = view_contiguous(params[0], "params").dtype;
-    if (dtype == DType::kInt64) throw py::type_error("params must be float32 or float64, got int64");
-    (dtype == DType::kFloat32 ? run<float> : run<double>)(params, gradients, exp_avgs, exp_avg_sqs, steps,
-                                                          learning_rate, beta1, beta2, epsilon, num_threads);
+    const TensorView first = view_contiguous(params[0], "params");
+    require_floating(first, "params");
+    (first.dtype == DType::kFloat32 ? run<float> : run<double>)(params, gradients, exp_avgs, exp_avg_sqs,
+                                                                steps, learning_rate, beta1, beta2, epsilon,
+                                                                num_threads);
 }
 
 }  // namespace
 
 void bind_adam(py::module_& module) {
-    module.def("adam", &adam, py::arg("params"), py::arg("gradients"), py::arg("exp_avgs"),
-               py::arg("exp_avg_sqs"), py::arg("steps"), py::arg("learning_rate"), py::arg("beta1"),
-               py::arg("beta2"), py::arg("epsilon"), py::arg("num_threads"),
-               "One step of torch.optim.Adam in place, on lists of dense tensors of any shapes and one "
-               "dtype. steps: "
-               "float32 tensors of one element, which are advanced.");
+    module.def(
+        "adam", &adam, py::arg("params"), py::arg("gradients"), py::arg("exp_avgs"), py::arg("exp_avg_sqs"),
+        py::arg("steps"), py::arg("learning_rate"), py::arg("beta1"), py::arg("beta2"), py::arg("epsilon"),
+        py::arg("num_threads"),
+        "One step of torch.optim.Adam in place, on lists of dense tensors of any shapes and one dtype.\n"
+        "steps: float32 tensors of one element, which are advanced.");
 }
 
 }  // namespace parl::bindings

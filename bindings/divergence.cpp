@@ -3,7 +3,7 @@
 #include <array>
 
 #include "cpu/pages.h"
-#include "tensor_view.h"
+#include "offsets.h"
 
 namespace parl::bindings {
 namespace {
@@ -36,16 +36,9 @@ cpu::DivergenceTerm term_of(const std::string& function, bool flipped, bool over
     throw py::value_error("function must be the name of a divergence's summand, got '" + function + "'");
 }
 
-std::string dtype_name(const TensorView& view) {
-    if (view.dtype == DType::kInt64) return "int64";
-    return view.dtype == DType::kFloat32 ? "float32" : "float64";
-}
-
-TensorView view_values(py::handle tensor, const char* name) {
+TensorView view_floats(py::handle tensor, const char* name) {
     const TensorView view = view_vector(tensor, name);
-    if (view.dtype == DType::kInt64) {
-        throw py::type_error(std::string(name) + " must be float32 or float64, got int64");
-    }
+    require_floating(view, name);
     return view;
 }
 
@@ -54,8 +47,8 @@ TensorView view_optional(py::handle tensor, const char* name, const TensorView& 
     if (tensor.is_none()) return {};
     const TensorView view = view_vector(tensor, name);
     if (view.dtype != like.dtype) {
-        throw py::type_error(std::string(name) + " must be of dtype " + dtype_name(like) +
-                             " as log_ratio is, got " + dtype_name(view));
+        throw py::type_error(std::string(name) + " must be of dtype " + dtype_name(like.dtype) +
+                             " as log_ratio is, got " + dtype_name(view.dtype));
     }
     if (view.size != size) {
         throw py::value_error(std::string(name) + " must have " + std::to_string(size) + " elements, got " +
@@ -66,17 +59,17 @@ TensorView view_optional(py::handle tensor, const char* name, const TensorView& 
 
 // The sum, rounded to T: beyond its range to an infinity.
 template <typename T>
-double run_sum(const TensorView& log_ratio, const TensorView& offsets, const TensorView& weights,
+double run_sum(const TensorView& log_ratio, const Offsets& offsets, const TensorView& weights,
                const TensorView& gradient, const cpu::DivergenceTerm& term, int num_threads) {
     const py::gil_scoped_release release;
     if (gradient.data != nullptr)
         cpu::prefer_huge_pages(gradient.data, gradient.size * static_cast<std::int64_t>(sizeof(T)));
     const double total =
-        offsets.data == nullptr
+        offsets.numbers == nullptr
             ? PARL_DISPATCH(divergence_sum<T>(log_ratio.as<T>(), log_ratio.size, weights.as<T>(), term,
                                               num_threads, gradient.as<T>()))
-            : PARL_DISPATCH(divergence_sum_of_trajectories<T>(log_ratio.as<T>(), offsets.as<std::int64_t>(),
-                                                              offsets.size - 1, weights.as<T>(), term,
+            : PARL_DISPATCH(divergence_sum_of_trajectories<T>(log_ratio.as<T>(), offsets.numbers,
+                                                              offsets.count, weights.as<T>(), term,
                                                               num_threads, gradient.as<T>()));
     return static_cast<T>(total);
 }
@@ -84,16 +77,15 @@ double run_sum(const TensorView& log_ratio, const TensorView& offsets, const Ten
 double divergence_sum(py::handle log_ratio_tensor, py::handle offsets_tensor, py::handle weights_tensor,
                       py::handle gradient_tensor, const std::string& function, bool flipped, bool over_ratio,
                       double alpha, int num_threads) {
-    const TensorView log_ratio = view_values(log_ratio_tensor, "log_ratio");
-    TensorView offsets{};
-    if (!offsets_tensor.is_none()) {
-        offsets = view_vector(offsets_tensor, "offsets");
-        if (offsets.dtype != DType::kInt64) {
-            throw py::type_error("offsets must be int64, got " + dtype_name(offsets));
-        }
-        if (offsets.size < 1) throw py::value_error("offsets must have at least one element, got none");
+    check_threads(num_threads);
+    const TensorView log_ratio = view_floats(log_ratio_tensor, "log_ratio");
+    Offsets offsets{nullptr, log_ratio.size};
+    if (!offsets_tensor.is_none()) offsets = view_offsets(offsets_tensor, "offsets", log_ratio.size);
+    const std::int64_t samples = offsets.count;
+    if (samples < 1) {
+        const char* const name = offsets.numbers == nullptr ? "log_ratio" : "offsets";
+        throw py::value_error(std::string(name) + " must be of one sample or more, got none");
     }
-    const std::int64_t samples = offsets_tensor.is_none() ? log_ratio.size : offsets.size - 1;
     const TensorView weights = view_optional(weights_tensor, "weights", log_ratio, samples);
     const TensorView gradient = view_optional(gradient_tensor, "gradient", log_ratio, log_ratio.size);
     const cpu::DivergenceTerm term = term_of(function, flipped, over_ratio, alpha);
@@ -113,7 +105,8 @@ void run_terms(const TensorView& log_ratio, const TensorView& out, const cpu::Di
 
 void divergence_terms(py::handle log_ratio_tensor, py::handle out_tensor, const std::string& function,
                       bool flipped, bool over_ratio, double alpha, int order, int num_threads) {
-    const TensorView log_ratio = view_values(log_ratio_tensor, "log_ratio");
+    check_threads(num_threads);
+    const TensorView log_ratio = view_floats(log_ratio_tensor, "log_ratio");
     if (out_tensor.is_none()) throw py::type_error("out must be a Tensor, got None");
     const TensorView out = view_optional(out_tensor, "out", log_ratio, log_ratio.size);
     if (order < 0 || order > 2)
@@ -129,14 +122,12 @@ void divergence_terms(py::handle log_ratio_tensor, py::handle out_tensor, const 
 }  // namespace
 
 void bind_divergence(py::module_& module) {
-    module.def("divergence_sum", &divergence_sum, py::arg("log_ratio"), py::arg("offsets").none(true),
-               py::arg("weights").none(true), py::arg("gradient").none(true), py::arg("function"),
-               py::arg("flipped"), py::arg("over_ratio"), py::arg("alpha"), py::arg("num_threads"),
-               "The weighted sum, or the mean where weights are None, of a divergence's summand over "
-               "log_ratio (T,), or "
-               "over its sums in each trajectory; writes the gradient, unless None, into gradient (T,). What "
-               "offsets "
-               "hold is checked in parl_core.ops, once for every backend.");
+    module.def(
+        "divergence_sum", &divergence_sum, py::arg("log_ratio"), py::arg("offsets").none(true),
+        py::arg("weights").none(true), py::arg("gradient").none(true), py::arg("function"),
+        py::arg("flipped"), py::arg("over_ratio"), py::arg("alpha"), py::arg("num_threads"),
+        "The weighted sum, or the mean where weights are None, of a divergence's summand over log_ratio\n"
+        "(T,), or over its sums in each trajectory; writes the gradient, unless None, into gradient (T,).");
     module.def("divergence_terms", &divergence_terms, py::arg("log_ratio"), py::arg("out"),
                py::arg("function"), py::arg("flipped"), py::arg("over_ratio"), py::arg("alpha"),
                py::arg("order"), py::arg("num_threads"),

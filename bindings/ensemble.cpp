@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cpu/threads.h"
 #include "tensor_view.h"
 #include "workspace.h"
 
@@ -11,15 +12,10 @@ namespace {
 // Up to so many rows, packing the weights costs more than it saves.
 constexpr std::int64_t kFewRows = 4;
 
-// Multiplications and additions that are worth another thread.
-constexpr double kThreadWork = 8e6;
-
-template <typename T>
-constexpr DType kDTypeOf = sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
-
 template <typename T>
 struct Call {
     cpu::Ensemble<T> ensemble{};
+    TensorView weight_views[cpu::kEnsembleMaxLayers], bias_views[cpu::kEnsembleMaxLayers];
     std::int64_t num_params = 0;  // of one member
 
     // widths: of the inputs and all layers.
@@ -41,8 +37,10 @@ struct Call {
         if (ensemble.widths[layers] != 1) throw py::value_error("widths must end in one output");
         for (std::size_t l = 0; l < layers; ++l) {
             const std::int64_t inputs = ensemble.widths[l], outputs = ensemble.widths[l + 1];
-            ensemble.weights[l] = values(weights[l], members * inputs * outputs, "weights");
-            ensemble.biases[l] = values(biases[l], members * outputs, "biases");
+            weight_views[l] = view(weights[l], "weights", {members, inputs, outputs});
+            bias_views[l] = view(biases[l], "biases", {members, 1, outputs});
+            ensemble.weights[l] = weight_views[l].template as<T>();
+            ensemble.biases[l] = bias_views[l].template as<T>();
             num_params += (inputs + 1) * outputs;
         }
     }
@@ -53,6 +51,23 @@ struct Call {
         return view.as<T>();
     }
 
+    static TensorView view(py::handle tensor, const char* name, std::initializer_list<std::int64_t> shape) {
+        const TensorView found = view_contiguous(tensor, name);
+        require(found, kDTypeOf<T>, found.size, name);
+        require_shape(tensor, name, shape);
+        return found;
+    }
+
+    // A gradient, which shares no memory with the parameters.
+    T* gradient(py::handle tensor, const char* name, std::initializer_list<std::int64_t> shape) const {
+        const TensorView found = view(tensor, name, shape);
+        for (int l = 0; l < ensemble.num_layers; ++l) {
+            require_disjoint(found, name, weight_views[l], "weights");
+            require_disjoint(found, name, bias_views[l], "biases");
+        }
+        return found.as<T>();
+    }
+
     cpu::EnsembleGradients<T> gradients(const py::list& weights, const py::list& biases) const {
         const auto layers = static_cast<std::size_t>(ensemble.num_layers);
         if (weights.size() != layers || biases.size() != layers) {
@@ -61,8 +76,8 @@ struct Call {
         cpu::EnsembleGradients<T> out{};
         for (std::size_t l = 0; l < layers; ++l) {
             const std::int64_t inputs = ensemble.widths[l], outputs = ensemble.widths[l + 1];
-            out.weights[l] = values(weights[l], ensemble.members * inputs * outputs, "weight_gradients");
-            out.biases[l] = values(biases[l], ensemble.members * outputs, "bias_gradients");
+            out.weights[l] = gradient(weights[l], "weight_gradients", {ensemble.members, inputs, outputs});
+            out.biases[l] = gradient(biases[l], "bias_gradients", {ensemble.members, 1, outputs});
         }
         return out;
     }
@@ -79,9 +94,8 @@ struct Call {
     // As many threads as have enough to do, and never more than there are things to divide.
     int threads(std::int64_t rows, std::int64_t things, int num_threads) const {
         const double work = static_cast<double>(rows * ensemble.members * num_params);
-        const double worth = std::max(work / kThreadWork, 1.0);
-        const std::int64_t most = std::min<std::int64_t>({things, num_threads, cpu::kEnsembleMaxThreads});
-        return static_cast<int>(std::max<std::int64_t>(std::min(most, static_cast<std::int64_t>(worth)), 1));
+        return cpu::threads_worth(work,
+                                  std::min<std::int64_t>({things, num_threads, cpu::kEnsembleMaxThreads}));
     }
 
     T* workspace(std::int64_t pair_length, int num_threads) const {
@@ -95,6 +109,7 @@ struct Call {
 template <typename T>
 void forward(std::int64_t members, const py::list& weights, const py::list& biases, const py::list& widths,
              py::handle inputs_tensor, py::handle rewards_tensor, int num_threads) {
+    check_threads(num_threads);
     const Call<T> call(members, weights, biases, widths);
     const TensorView rewards = view_contiguous(rewards_tensor, "rewards");
     const std::int64_t rows = rewards.size / members;
@@ -118,6 +133,7 @@ template <typename T>
 void backward(std::int64_t members, const py::list& weights, const py::list& biases, const py::list& widths,
               py::handle inputs_tensor, py::handle cotangents_tensor, const py::list& weight_gradients,
               const py::list& bias_gradients, py::handle input_gradients_tensor, int num_threads) {
+    check_threads(num_threads);
     const Call<T> call(members, weights, biases, widths);
     const TensorView cotangents = view_contiguous(cotangents_tensor, "cotangents");
     const std::int64_t rows = cotangents.size / members;
@@ -142,6 +158,7 @@ py::tuple preference_gradient(std::int64_t members, const py::list& weights, con
                               py::handle indices_tensor, std::int64_t length,
                               const py::list& weight_gradients, const py::list& bias_gradients,
                               int num_threads) {
+    check_threads(num_threads);
     const Call<T> call(members, weights, biases, widths);
     const TensorView segments = view_contiguous(segments_tensor, "segments");
     const TensorView labels = view_contiguous(labels_tensor, "labels");
@@ -179,10 +196,10 @@ template <typename Float, typename Double, typename... Arguments>
 auto by_dtype(Float run_float, Double run_double, std::int64_t members, const py::list& weights,
               Arguments&&... arguments) {
     if (weights.empty()) throw py::value_error("weights must be of one layer or more");
-    const DType dtype = view_contiguous(weights[0], "weights").dtype;
-    if (dtype == DType::kInt64) throw py::type_error("weights must be float32 or float64, got int64");
-    return dtype == DType::kFloat32 ? run_float(members, weights, arguments...)
-                                    : run_double(members, weights, arguments...);
+    const TensorView first = view_contiguous(weights[0], "weights");
+    require_floating(first, "weights");
+    return first.dtype == DType::kFloat32 ? run_float(members, weights, arguments...)
+                                          : run_double(members, weights, arguments...);
 }
 
 }  // namespace
@@ -210,9 +227,8 @@ void bind_ensemble(py::module_& module) {
         py::arg("members"), py::arg("weights"), py::arg("biases"), py::arg("widths"), py::arg("inputs"),
         py::arg("cotangents"), py::arg("weight_gradients"), py::arg("bias_gradients"),
         py::arg("input_gradients"), py::arg("num_threads"),
-        "Writes the gradients of (cotangents * rewards).sum(): of the parameters, and, unless None, of each "
-        "member's "
-        "inputs (members, T, in).");
+        "Writes the gradients of (cotangents * rewards).sum(): of the parameters, and, unless None, of each\n"
+        "member's inputs (members, T, in).");
     module.def(
         "ensemble_preference_gradient",
         [](std::int64_t members, const py::list& weights, const py::list& biases, const py::list& widths,
@@ -225,9 +241,8 @@ void bind_ensemble(py::module_& module) {
         py::arg("members"), py::arg("weights"), py::arg("biases"), py::arg("widths"), py::arg("segments"),
         py::arg("labels"), py::arg("indices"), py::arg("length"), py::arg("weight_gradients"),
         py::arg("bias_gradients"), py::arg("num_threads"),
-        "Loss and number of pairs in order, of pairs indices (members, B) of segments (M, 2, length, in) "
-        "with labels "
-        "(M,); writes the gradient of the loss: the sum over members of each one's mean.");
+        "Loss and number of pairs in order, of pairs indices (members, B) of segments (M, 2, length, in)\n"
+        "with labels (M,); writes the gradient of the loss: the sum over members of each one's mean.");
 }
 
 }  // namespace parl::bindings

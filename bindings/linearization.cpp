@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "tensor_view.h"
+#include "offsets.h"
 
 namespace parl::bindings {
 namespace {
@@ -35,44 +35,25 @@ E named(const Names<E, kCount>& names, const std::string& name, const char* argu
     throw py::value_error(std::string(argument) + " must be one of " + known + ", got '" + name + "'");
 }
 
-template <typename T>
-constexpr DType kDType = sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
-
-// The memory of a tensor (size,), or, if `rows` is not negative, (rows, size / rows).
-template <typename E>
-E* data(py::handle tensor, const char* name, DType dtype, std::int64_t size, std::int64_t rows = -1) {
-    TensorView view;
-    if (rows < 0) {
-        view = view_vector(tensor, name);
-    } else {
-        if (tensor.attr("dim")().template cast<int>() != 2 ||
-            tensor.attr("size")(0).template cast<std::int64_t>() != rows) {
+// A tensor (size,), or, if `rows` is not negative, (rows, size / rows).
+TensorView view_sized(py::handle tensor, const char* name, DType dtype, std::int64_t size,
+                      std::int64_t rows = -1) {
+    const TensorView view = rows < 0 ? view_vector(tensor, name) : view_contiguous(tensor, name);
+    if (rows >= 0) {
+        const py::tuple shape(attribute(tensor, torch_names().shape));
+        if (shape.size() != 2 || shape[0].cast<std::int64_t>() != rows) {
             throw py::value_error(std::string(name) + " must have two dimensions, the first of " +
                                   std::to_string(rows));
         }
-        if (!tensor.attr("is_contiguous")().template cast<bool>()) {
-            throw py::value_error(std::string(name) + " must be contiguous");
-        }
-        view = view_vector(tensor.attr("view")(-1), name);
     }
-    if (view.dtype != dtype) {
-        constexpr std::array<const char*, 3> kNames{"float32", "float64", "int64"};
-        throw py::type_error(std::string(name) + " must be of dtype " +
-                             kNames[static_cast<std::size_t>(dtype)] + ", got " +
-                             kNames[static_cast<std::size_t>(view.dtype)]);
-    }
-    if (view.size != size) {
-        throw py::value_error(std::string(name) + " must have " + std::to_string(size) + " elements, got " +
-                              std::to_string(view.size));
-    }
+    require(view, dtype, size, name);
     if (view.data == nullptr && size > 0) throw py::value_error(std::string(name) + " has no memory");
-    return view.as<E>();
+    return view;
 }
 
-void check_threads(int num_threads) {
-    if (num_threads < 1) {
-        throw py::value_error("num_threads must be at least 1, got " + std::to_string(num_threads));
-    }
+template <typename E>
+E* data(py::handle tensor, const char* name, DType dtype, std::int64_t size, std::int64_t rows = -1) {
+    return view_sized(tensor, name, dtype, size, rows).as<E>();
 }
 
 template <typename T>
@@ -98,27 +79,20 @@ BoundLinearization<T> make(const std::vector<std::int64_t>& widths, const std::s
     policy.activation = named(kActivations, activation, "activation");
     policy.head = head;
     policy.squash = squash;
-    policy.params = data<T>(params, "params", kDType<T>, num_params);
+    policy.params = data<T>(params, "params", kDTypeOf<T>, num_params);
     if (log_std.has_value() != (head == cpu::Head::kGaussianFixed)) {
         throw py::value_error("log_std must be given for head 'fixed', and for no other");
     }
-    if (log_std) policy.log_std = data<T>(*log_std, "log_std", kDType<T>, widths.back());
+    if (log_std) policy.log_std = data<T>(*log_std, "log_std", kDTypeOf<T>, widths.back());
 
     cpu::Steps<T> steps{};
-    const TensorView offsets = view_vector(offsets_tensor, "offsets");
-    if (offsets.dtype != DType::kInt64) throw py::type_error("offsets must be int64, got a floating dtype");
-    if (offsets.size < 1) throw py::value_error("offsets must have at least one element, got none");
-    steps.offsets = offsets.as<std::int64_t>();
-    steps.num_trajectories = offsets.size - 1;
-    steps.num_steps = steps.offsets[steps.num_trajectories];
-    for (std::int64_t i = 0; i <= steps.num_trajectories; ++i) {
-        if (steps.offsets[i] < (i > 0 ? steps.offsets[i - 1] : 0) || steps.offsets[0] != 0) {
-            throw py::value_error("offsets must start at 0 and not decrease");
-        }
-    }
+    const Offsets offsets = view_offsets(offsets_tensor, "offsets");
+    steps.offsets = offsets.numbers;
+    steps.num_trajectories = offsets.count;
+    steps.num_steps = offsets.end();
     const std::int64_t num_steps = steps.num_steps;
     steps.observations =
-        data<T>(observations, "observations", kDType<T>, num_steps * widths.front(), num_steps);
+        data<T>(observations, "observations", kDTypeOf<T>, num_steps * widths.front(), num_steps);
     if (head == cpu::Head::kCategorical) {
         steps.indices = data<std::int64_t>(actions, "actions", DType::kInt64, num_steps);
         for (std::int64_t t = 0; t < num_steps; ++t) {
@@ -130,7 +104,7 @@ BoundLinearization<T> make(const std::vector<std::int64_t>& widths, const std::s
         }
     } else {
         const std::int64_t action_dim = head == cpu::Head::kGaussianState ? widths.back() / 2 : widths.back();
-        steps.actions = data<T>(actions, "actions", kDType<T>, num_steps * action_dim, num_steps);
+        steps.actions = data<T>(actions, "actions", kDTypeOf<T>, num_steps * action_dim, num_steps);
     }
     const py::gil_scoped_release release;
     auto shared = std::make_shared<SharedLinearization<T>>();
@@ -165,7 +139,7 @@ void bind(py::module_& module, const char* linearization, const char* operator_n
         .def(
             "log_prob",
             [steps](const Bound& self, py::handle out) {
-                T* const to = data<T>(out, "out", kDType<T>, steps(self));
+                T* const to = data<T>(out, "out", kDTypeOf<T>, steps(self));
                 const T* const from = self.shared->native->log_prob();
                 for (std::int64_t t = 0; t < steps(self); ++t) to[t] = from[t];
             },
@@ -174,22 +148,24 @@ void bind(py::module_& module, const char* linearization, const char* operator_n
             "jvp",
             [=](const Bound& self, py::handle v, py::handle out, int num_threads) {
                 check_threads(num_threads);
-                const T* const from = data<T>(v, "v", kDType<T>, size(self));
-                T* const to = data<T>(out, "out", kDType<T>, steps(self));
+                const TensorView from = view_sized(v, "v", kDTypeOf<T>, size(self));
+                const TensorView to = view_sized(out, "out", kDTypeOf<T>, steps(self));
+                require_disjoint(to, "out", from, "v");
                 const py::gil_scoped_release release;
                 const std::lock_guard lock(self.shared->mutex);
-                self.shared->native->jvp(from, to, num_threads);
+                self.shared->native->jvp(from.as<T>(), to.as<T>(), num_threads);
             },
             py::arg("v"), py::arg("out"), py::arg("num_threads"))
         .def(
             "vjp",
             [=](const Bound& self, py::handle w, py::handle out, int num_threads) {
                 check_threads(num_threads);
-                const T* const from = data<T>(w, "w", kDType<T>, steps(self));
-                T* const to = data<T>(out, "out", kDType<T>, size(self));
+                const TensorView from = view_sized(w, "w", kDTypeOf<T>, steps(self));
+                const TensorView to = view_sized(out, "out", kDTypeOf<T>, size(self));
+                require_disjoint(to, "out", from, "w");
                 const py::gil_scoped_release release;
                 const std::lock_guard lock(self.shared->mutex);
-                self.shared->native->vjp(from, to, num_threads);
+                self.shared->native->vjp(from.as<T>(), to.as<T>(), num_threads);
             },
             py::arg("w"), py::arg("out"), py::arg("num_threads"))
         .def(
@@ -197,11 +173,12 @@ void bind(py::module_& module, const char* linearization, const char* operator_n
             [=](const Bound& self, py::handle w, py::handle out, int num_threads) {
                 check_threads(num_threads);
                 const std::int64_t rows = self.shared->native->num_trajectories();
-                const T* const from = data<T>(w, "w", kDType<T>, steps(self));
-                T* const to = data<T>(out, "out", kDType<T>, rows * size(self), rows);
+                const TensorView from = view_sized(w, "w", kDTypeOf<T>, steps(self));
+                const TensorView to = view_sized(out, "out", kDTypeOf<T>, rows * size(self), rows);
+                require_disjoint(to, "out", from, "w");
                 const py::gil_scoped_release release;
                 const std::lock_guard lock(self.shared->mutex);
-                self.shared->native->scores(from, to, num_threads);
+                self.shared->native->scores(from.as<T>(), to.as<T>(), num_threads);
             },
             py::arg("w"), py::arg("out"), py::arg("num_threads"))
         .def(
@@ -211,7 +188,7 @@ void bind(py::module_& module, const char* linearization, const char* operator_n
                 double damping, int num_threads) {
                 check_threads(num_threads);
                 const auto weights = [&](const std::optional<py::object>& tensor, const char* name) {
-                    return tensor ? data<const T>(*tensor, name, kDType<T>, steps(self)) : nullptr;
+                    return tensor ? data<const T>(*tensor, name, kDTypeOf<T>, steps(self)) : nullptr;
                 };
                 const cpu::Terms<T> terms{weights(hessian, "hessian"), weights(fisher, "fisher"),
                                           weights(scores, "scores"), static_cast<T>(damping)};
@@ -229,14 +206,18 @@ void bind(py::module_& module, const char* linearization, const char* operator_n
                int num_threads) {
                 check_threads(num_threads);
                 const std::int64_t params = self.shared->native->num_params();
-                const T* const from = data<T>(v, "v", kDType<T>, params);
-                T* const to = data<T>(out, "out", kDType<T>, params);
-                T* const products =
-                    along ? data<T>(*along, "along", kDType<T>, self.shared->native->num_steps()) : nullptr;
-                if (from == to) throw py::value_error("out must not be v");
+                const TensorView from = view_sized(v, "v", kDTypeOf<T>, params);
+                const TensorView to = view_sized(out, "out", kDTypeOf<T>, params);
+                require_disjoint(to, "out", from, "v");
+                TensorView products{};
+                if (along) {
+                    products = view_sized(*along, "along", kDTypeOf<T>, self.shared->native->num_steps());
+                    require_disjoint(products, "along", from, "v");
+                    require_disjoint(products, "along", to, "out");
+                }
                 const py::gil_scoped_release release;
                 const std::lock_guard lock(self.shared->mutex);
-                self.native->apply(from, to, products, num_threads);
+                self.native->apply(from.as<T>(), to.as<T>(), products.as<T>(), num_threads);
             },
             py::arg("v"), py::arg("out"), py::arg("along"), py::arg("num_threads"))
         .def(
@@ -244,14 +225,17 @@ void bind(py::module_& module, const char* linearization, const char* operator_n
             [](const Operator& self, py::handle v, py::handle out, int num_threads) {
                 check_threads(num_threads);
                 const std::int64_t params = self.shared->native->num_params();
-                const std::int64_t count = v.attr("size")(0).cast<std::int64_t>();
-                const T* const from = data<T>(v, "v", kDType<T>, count * params, count);
-                T* const to = data<T>(out, "out", kDType<T>, count * params, count);
-                if (from == to) throw py::value_error("out must not be v");
+                require_tensor(v, "v");
+                const py::tuple shape(attribute(v, torch_names().shape));
+                const std::int64_t count = shape.empty() ? 0 : shape[0].cast<std::int64_t>();
+                const TensorView from = view_sized(v, "v", kDTypeOf<T>, count * params, count);
+                const TensorView to = view_sized(out, "out", kDTypeOf<T>, count * params, count);
+                require_disjoint(to, "out", from, "v");
                 const py::gil_scoped_release release;
                 const std::lock_guard lock(self.shared->mutex);
                 for (std::int64_t k = 0; k < count; ++k) {
-                    self.native->apply(from + k * params, to + k * params, nullptr, num_threads);
+                    self.native->apply(from.as<T>() + k * params, to.as<T>() + k * params, nullptr,
+                                       num_threads);
                 }
             },
             py::arg("v"), py::arg("out"), py::arg("num_threads"));

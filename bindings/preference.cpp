@@ -1,6 +1,6 @@
 #include "cpu/preference.h"
 
-#include "tensor_view.h"
+#include "offsets.h"
 
 namespace parl::bindings {
 namespace {
@@ -9,17 +9,12 @@ namespace {
 cpu::SegmentLayout view_layout(py::handle offsets_tensor, std::int64_t num_steps, std::int64_t num_pairs,
                                const char* name) {
     if (!offsets_tensor.is_none()) {
-        const TensorView offsets = view_vector(offsets_tensor, name);
-        require(offsets, DType::kInt64, num_pairs + 1, name);
-        const auto* const values = offsets.as<std::int64_t>();
-        for (std::int64_t m = 0; m < num_pairs; ++m) {
-            if (values[m] > values[m + 1]) throw py::value_error(std::string(name) + " must not decrease");
+        const Offsets offsets = view_offsets(offsets_tensor, name, num_steps);
+        if (offsets.count != num_pairs) {
+            throw py::value_error(std::string(name) + " must have " + std::to_string(num_pairs + 1) +
+                                  " elements, got " + std::to_string(offsets.count + 1));
         }
-        if (values[0] != 0 || values[num_pairs] != num_steps) {
-            throw py::value_error(std::string(name) + " must run from 0 to the number of steps, " +
-                                  std::to_string(num_steps));
-        }
-        return {values, 0, 0, num_steps};
+        return {offsets.numbers, 0, 0, num_steps};
     }
     const std::int64_t length = num_pairs == 0 ? 0 : num_steps / num_pairs;
     if (length * num_pairs != num_steps) {
@@ -47,7 +42,7 @@ void preference_loss(py::handle first_tensor, py::handle first_offsets, py::hand
     const TensorView losses = view_contiguous(losses_tensor, "losses");
     const TensorView logits = view_contiguous(logits_tensor, "logits");
     const TensorView correct = view_vector(correct_tensor, "correct");
-    if (first.dtype == DType::kInt64) throw py::type_error("first must be float32 or float64, got int64");
+    require_floating(first, "first");
     const std::int64_t num_pairs = per_member(losses, members, "losses");
     require(losses, first.dtype, losses.size, "losses");
     require(logits, first.dtype, losses.size, "logits");
@@ -73,7 +68,7 @@ void spread_over_segments(py::handle weights_tensor, double scale, py::handle of
                           py::handle steps_tensor) {
     const TensorView weights = view_contiguous(weights_tensor, "weights");
     const TensorView steps = view_contiguous(steps_tensor, "steps");
-    if (weights.dtype == DType::kInt64) throw py::type_error("weights must be float32 or float64, got int64");
+    require_floating(weights, "weights");
     require(steps, weights.dtype, steps.size, "steps");
     const std::int64_t num_pairs = per_member(weights, members, "weights");
     const cpu::SegmentLayout layout =
@@ -94,10 +89,9 @@ void bind_preference(py::module_& module) {
         "preference_loss", &preference_loss, py::arg("first"), py::arg("first_offsets"), py::arg("second"),
         py::arg("second_offsets"), py::arg("labels"), py::arg("members"), py::arg("losses"),
         py::arg("logits"), py::arg("correct"),
-        "Writes losses and logits (members, M) and correct (members,) int64 of the rewards first (members, "
-        "T1) "
-        "and second (members, T2); offsets (M+1,) int64, or None for segments of one length; labels (M,) or "
-        "(members, M).");
+        "Writes losses and logits (members, M) and correct (members,) int64 of the rewards first\n"
+        "(members, T1) and second (members, T2); offsets (M+1,) int64, or None for segments of one length;\n"
+        "labels (M,) or (members, M).");
     module.def("spread_over_segments", &spread_over_segments, py::arg("weights"), py::arg("scale"),
                py::arg("offsets"), py::arg("members"), py::arg("steps"),
                "Writes scale * weights (members, M) to every step of its segment, steps (members, T).");

@@ -3,19 +3,15 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <mutex>
 #include <vector>
 
+#include "cpu/threads.h"
 #include "tensor_view.h"
 #include "workspace.h"
 
 namespace parl::bindings {
 namespace {
-
-// Multiplications and additions that are worth another thread.
-constexpr double kThreadWork = 8e6;
-
-template <typename T>
-constexpr DType kDTypeOf = sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
 
 struct Rows {
     const void* data;
@@ -32,6 +28,7 @@ struct Rows {
 // A tensor (rows, columns) or (rows,), its rows any distance apart.
 template <typename T>
 Rows view_rows(py::handle tensor, const char* name, std::int64_t rows, std::int64_t columns) {
+    require_tensor(tensor, name);
     const TorchNames& torch = torch_names();
     const py::tuple shape(attribute(tensor, torch.shape));
     const py::tuple strides(call(tensor, torch.stride));
@@ -111,7 +108,9 @@ class Sac {
     py::tuple update(const py::tuple& batch, py::handle next_noise, py::handle noise,
                      const cpu::SacRule& rule, int num_threads) {
         if (batch.size() < 5) throw py::value_error("batch must have five tensors or more");
-        const std::int64_t rows = py::len(batch[2]);
+        check_threads(num_threads);
+        require_tensor(batch[2], "rewards");
+        const auto rows = call(batch[2], torch_names().numel).cast<std::int64_t>();
         if (rows < 1) throw py::value_error("batch must have at least one row");
         const std::int64_t obs_dim = state_.obs_dim, act_dim = state_.act_dim;
         const Rows observations = view_rows<T>(batch[0], "observations", rows, obs_dim);
@@ -140,6 +139,7 @@ class Sac {
         cpu::SacReport report;
         {
             const py::gil_scoped_release release;
+            const std::lock_guard lock(mutex_);
             T* const workspace = workspace_.resize(PARL_DISPATCH(sac_workspace(state_, threads)), {threads});
             report = PARL_DISPATCH(sac_update(state_, rule, views, workspace, threads));
         }
@@ -153,9 +153,8 @@ class Sac {
         std::int64_t params = 0;
         for (int i = 0; i < 2 * state_.num_layers; ++i)
             params += 4 * state_.actor[i].size + 6 * state_.critic[i].size;
-        const double worth = std::max(static_cast<double>(rows * params) / kThreadWork, 1.0);
-        const std::int64_t most = std::min<std::int64_t>({rows, num_threads, cpu::kSacMaxThreads});
-        return static_cast<int>(std::max<std::int64_t>(std::min(most, static_cast<std::int64_t>(worth)), 1));
+        return cpu::threads_worth(static_cast<double>(rows * params),
+                                  std::min<std::int64_t>({rows, num_threads, cpu::kSacMaxThreads}));
     }
 
     struct Held {
@@ -192,6 +191,7 @@ class Sac {
     cpu::SacState<T> state_{};
     std::vector<Held> held_;
     Workspace<T> workspace_;
+    std::mutex mutex_;  // one update at a time: each works in the workspace and in the networks
 };
 
 template <typename T>

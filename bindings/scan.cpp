@@ -1,6 +1,6 @@
 #include "cpu/scan.h"
 
-#include "tensor_view.h"
+#include "offsets.h"
 
 namespace parl::bindings {
 namespace {
@@ -19,38 +19,24 @@ TensorView view_steps(py::handle tensor, const char* name, const TensorView& lik
 
 TensorView view_floats(py::handle tensor, const char* name) {
     const TensorView view = view_contiguous(tensor, name);
-    if (view.dtype == DType::kInt64) {
-        throw py::type_error(std::string(name) + " must be float32 or float64, got int64");
-    }
+    require_floating(view, name);
     return view;
 }
 
-// The trajectories that `offsets` cut the steps into; or, of None, the rows of `tensor`, whose view is
-// `steps`.
-cpu::Segments segments_of(py::handle tensor, const TensorView& steps, py::handle offsets) {
+// The trajectories that `offsets` cut the steps into; or, of None, the rows of `tensor`, the argument called
+// `name`, whose view is `steps`.
+cpu::Segments segments_of(py::handle tensor, const char* name, const TensorView& steps, py::handle offsets) {
     if (offsets.is_none()) {
-        const py::tuple shape = tensor.attr("shape");
+        const py::tuple shape(attribute(tensor, torch_names().shape));
+        if (shape.empty())
+            throw py::value_error(std::string(name) + " must have one dimension or more, got 0");
         const auto horizon = shape[shape.size() - 1].cast<std::int64_t>();
         std::int64_t count = 1;
         for (std::size_t k = 0; k + 1 < shape.size(); ++k) count *= shape[k].cast<std::int64_t>();
         return {nullptr, count, horizon};
     }
-    const TensorView view = view_vector(offsets, "offsets");
-    if (view.dtype != DType::kInt64) throw py::type_error("offsets must be int64, got a floating dtype");
-    if (view.size < 1) throw py::value_error("offsets must have at least one element, got none");
-    const auto* numbers = view.as<std::int64_t>();
-    const std::int64_t count = view.size - 1;
-    if (numbers[0] != 0) throw py::value_error("offsets must start at 0, got " + std::to_string(numbers[0]));
-    if (numbers[count] != steps.size) {
-        throw py::value_error("offsets must end at the number of steps, " + std::to_string(steps.size) +
-                              ", got " + std::to_string(numbers[count]));
-    }
-    if (const std::int64_t n = cpu::first_decrease(numbers, count)) {
-        throw py::value_error("offsets must not decrease, got offsets[" + std::to_string(n) +
-                              "] = " + std::to_string(numbers[n]) + " after offsets[" +
-                              std::to_string(n - 1) + "] = " + std::to_string(numbers[n - 1]));
-    }
-    return {numbers, count, 0};
+    const Offsets view = view_offsets(offsets, "offsets", steps.size);
+    return {view.numbers, view.count, 0};
 }
 
 // Calls run(T{}) without the GIL, T being the dtype of `view`.
@@ -66,9 +52,11 @@ void with_dtype(const TensorView& view, Run run) {
 
 void discounted_scan(py::handle values_tensor, double discount, py::handle offsets, py::handle out_tensor,
                      bool reverse, int num_threads) {
+    check_threads(num_threads);
     const TensorView values = view_floats(values_tensor, "values");
     const TensorView out = view_steps(out_tensor, "out", values, "values");
-    const cpu::Segments segments = segments_of(values_tensor, values, offsets);
+    require_disjoint(out, "out", values, "values");
+    const cpu::Segments segments = segments_of(values_tensor, "values", values, offsets);
     with_dtype(values, [&](auto zero) {
         using T = decltype(zero);
         cpu::discounted_scan(values.as<T>(), segments, static_cast<T>(discount), reverse, num_threads,
@@ -78,10 +66,13 @@ void discounted_scan(py::handle values_tensor, double discount, py::handle offse
 
 void linear_recurrence(py::handle values_tensor, py::handle coefficients_tensor, py::handle offsets,
                        py::handle out_tensor, bool reverse, int num_threads) {
+    check_threads(num_threads);
     const TensorView values = view_floats(values_tensor, "values");
     const TensorView coefficients = view_steps(coefficients_tensor, "coefficients", values, "values");
     const TensorView out = view_steps(out_tensor, "out", values, "values");
-    const cpu::Segments segments = segments_of(values_tensor, values, offsets);
+    require_disjoint(out, "out", values, "values");
+    require_disjoint(out, "out", coefficients, "coefficients");
+    const cpu::Segments segments = segments_of(values_tensor, "values", values, offsets);
     with_dtype(values, [&](auto zero) {
         using T = decltype(zero);
         cpu::linear_recurrence(values.as<T>(), coefficients.as<T>(), segments, reverse, num_threads,
@@ -100,7 +91,7 @@ struct ReturnsView {
         : rewards(view_floats(rewards_tensor, "rewards")),
           values(view_steps(values_tensor, "values", rewards, "rewards")),
           bootstrap{},
-          segments(segments_of(rewards_tensor, rewards, offsets)),
+          segments(segments_of(rewards_tensor, "rewards", rewards, offsets)),
           discount(discount_),
           trace_lambda(trace_lambda_) {
         if (bootstrap_tensor.is_none()) return;
@@ -114,6 +105,15 @@ struct ReturnsView {
         }
     }
 
+    // An output of the steps, which shares no memory with what it is computed from.
+    TensorView view_out(py::handle tensor, const char* name) const {
+        const TensorView out = view_steps(tensor, name, rewards, "rewards");
+        require_disjoint(out, name, rewards, "rewards");
+        require_disjoint(out, name, values, "values");
+        require_disjoint(out, name, bootstrap, "bootstrap");
+        return out;
+    }
+
     template <typename T>
     cpu::Returns<T> as() const {
         return {rewards.as<T>(), values.as<T>(), bootstrap.as<T>(), static_cast<T>(discount),
@@ -124,8 +124,9 @@ struct ReturnsView {
 void lambda_returns(py::handle rewards, py::handle values, py::handle bootstrap, py::handle offsets,
                     py::handle out_tensor, double discount, double trace_lambda, bool add_values,
                     int num_threads) {
+    check_threads(num_threads);
     const ReturnsView view(rewards, values, bootstrap, offsets, discount, trace_lambda);
-    const TensorView out = view_steps(out_tensor, "out", view.rewards, "rewards");
+    const TensorView out = view.view_out(out_tensor, "out");
     with_dtype(view.rewards, [&](auto zero) {
         using T = decltype(zero);
         cpu::lambda_returns(view.as<T>(), view.segments, add_values, num_threads, out.as<T>());
@@ -135,10 +136,14 @@ void lambda_returns(py::handle rewards, py::handle values, py::handle bootstrap,
 void vtrace(py::handle log_ratios_tensor, py::handle rewards, py::handle values, py::handle bootstrap,
             py::handle offsets, py::handle targets_tensor, py::handle advantages_tensor, double discount,
             double trace_lambda, double rho_clip, double c_clip, int num_threads) {
+    check_threads(num_threads);
     const ReturnsView view(rewards, values, bootstrap, offsets, discount, trace_lambda);
     const TensorView log_ratios = view_steps(log_ratios_tensor, "log_ratios", view.rewards, "rewards");
-    const TensorView targets = view_steps(targets_tensor, "targets", view.rewards, "rewards");
-    const TensorView advantages = view_steps(advantages_tensor, "advantages", view.rewards, "rewards");
+    const TensorView targets = view.view_out(targets_tensor, "targets");
+    const TensorView advantages = view.view_out(advantages_tensor, "advantages");
+    require_disjoint(targets, "targets", log_ratios, "log_ratios");
+    require_disjoint(advantages, "advantages", log_ratios, "log_ratios");
+    require_disjoint(advantages, "advantages", targets, "targets");
     with_dtype(view.rewards, [&](auto zero) {
         using T = decltype(zero);
         const cpu::Clips<T> clips{static_cast<T>(rho_clip), static_cast<T>(c_clip)};

@@ -1,6 +1,8 @@
 // Threads of a kernel: OpenMP's pool, which at run time is torch's own.
 #pragma once
 
+#include <cstdint>
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -22,6 +24,14 @@ struct Team {
 #endif
     }
 };
+
+// As many threads as `work`, multiplications and additions, is worth, 1 to `most`.
+inline int threads_worth(double work, std::int64_t most) {
+    constexpr double kThreadWork = 8e6;
+    const double worth = work / kThreadWork;
+    if (worth < 1.0 || most < 1) return 1;
+    return static_cast<int>(worth < static_cast<double>(most) ? static_cast<std::int64_t>(worth) : most);
+}
 
 // Calls function(Team) on `num_threads` threads, or fewer if OpenMP gives no more; on the caller's alone,
 // without entering OpenMP, if that is 1. What `function` does must follow from the team alone, so that

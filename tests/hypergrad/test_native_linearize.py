@@ -415,8 +415,20 @@ def test_native_module_checks_its_arguments():
         with pytest.raises(error, match=name):
             call()
     operator = linear.curvature(steps, None, None, 0.0, 1)
-    with pytest.raises(ValueError, match="out must not be v"):
+    with pytest.raises(ValueError, match="out must not share memory with v"):
         operator.apply(params, params, None, 1)
+    room = torch.zeros(14)
+    for v, out, along, message in [
+        (room[:10], room[4:], None, "out must not share memory with v"),
+        (room[:10], params, room[9:13], "along must not share memory with v"),
+        (params, room[4:], room[:5][1:], "along must not share memory with out"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            operator.apply(v, out, along, 1)
+    with pytest.raises(ValueError, match="out must not share memory with v"):
+        linear.jvp(room[:10], room[9:13], 1)
+    with pytest.raises(TypeError, match="v must be a Tensor, got NoneType"):
+        operator.apply_block(None, torch.zeros(3, 10), 1)
     with pytest.raises(ValueError, match="v must have 30 elements"):
         operator.apply_block(torch.zeros(3, 9), torch.zeros(3, 10), 1)
 

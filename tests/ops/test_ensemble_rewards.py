@@ -201,7 +201,10 @@ def test_native_module_checks_its_tensors():
 
     forward()
     for changes, error, message in [
-        ({"members": 3}, ValueError, "weights must have 36 elements, got 24"),
+        ({"members": 3}, ValueError, r"weights must be of shape \(3, 3, 4\), got"),
+        ({"weights": [weights[0].mT.contiguous(), weights[1]]}, ValueError, r"weights must be of shape \(2, 3, 4\)"),
+        ({"biases": [b[0] for b in biases]}, ValueError, r"biases must be of shape \(2, 1, 4\)"),
+        ({"num_threads": 0}, ValueError, "num_threads must be 1 to 1024, got 0"),
         ({"members": 0}, ValueError, "members must be at least 1"),
         ({"biases": biases[:1]}, ValueError, "biases must be as many as weights"),
         ({"widths": [3, 4]}, ValueError, "widths must be one more than weights"),

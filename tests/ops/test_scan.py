@@ -1,5 +1,6 @@
 """The scan against a plain double loop, for every backend, and its derivatives against closed forms."""
 
+import math
 from typing import Any, cast
 
 import pytest
@@ -280,5 +281,56 @@ def test_native_module_checks_its_tensors():
         scan(out=torch.empty(4, dtype=torch.float64))
     with pytest.raises(ValueError, match="out must have as many elements as values, 4, got 3"):
         scan(out=torch.empty(3))
-    with pytest.raises(AttributeError):
+    with pytest.raises(TypeError, match="values must be a Tensor, got list"):
         scan(values=[1.0])
+    with pytest.raises(TypeError, match="values must be a Tensor, got NoneType"):
+        scan(values=None)
+    with pytest.raises(TypeError, match=r"values must be a Tensor, got numpy\.ndarray"):
+        scan(values=values.numpy())
+    with pytest.raises(ValueError, match="values must have one dimension or more, got 0"):
+        scan(values=values[0], offsets=None, out=torch.empty(()))
+    room = torch.ones(6)
+    for out in (room[:4], room[2:]):
+        with pytest.raises(ValueError, match="out must not share memory with values"):
+            scan(values=room[1:5], out=out)
+    scan(values=room[:3], offsets=None, out=room[3:])
+    scan(values=room[2:2], offsets=None, out=room[2:2])
+    for threads in (-1, 0, 200_000):
+        with pytest.raises(ValueError, match=f"num_threads must be 1 to 1024, got {threads}"):
+            native.discounted_scan(values, 0.9, offsets, torch.empty(4), False, threads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("discount", "values"),
+    [
+        (1e-6, [1.0, 1.0, -math.inf, 1.0]),
+        (1e-6, [1.0, math.inf]),
+        (1e6, [0.0]),
+        (-1e40, [0.0]),
+        (1e-40, [1.0, math.inf, 2.0]),
+        (1e-2, [1e38, 0.0]),
+        (0.0, [1.0, 2.0]),
+        (1.0, [-3e38, 3e38, 3e38, -3e38, -3e38, 3e38]),
+        (1.0, [-1.5e308, 1.5e308, 1.5e308, -1.5e308, -1.5e308, 1.5e308]),
+        (0.9, [1.0, math.nan, math.inf, 1.0]),
+    ],
+)
+def test_powers_and_sums_beyond_the_range(kernel, discount, values, reverse, dtype):
+    """A power of the discount, or a sum over some steps, may leave the range where the recurrence does not."""
+    if kernel != "cpp" or (dtype == torch.float32 and abs(discount) > 3e38):
+        pytest.skip("of the compiled kernels, and a discount that is finite")
+    native = pytest.importorskip("parl_core._native")
+    numbers = torch.zeros(45, dtype=dtype)
+    numbers[3 : 3 + len(values)] = torch.tensor(values, dtype=torch.float64).to(dtype)
+    numbers[-len(values) :] = numbers[3 : 3 + len(values)]
+    out, expected = torch.full_like(numbers, math.nan), []
+    native.discounted_scan(numbers, discount, None, out, reverse, 1)
+    carry, factor = torch.zeros((), dtype=dtype), torch.tensor(discount, dtype=dtype)
+    for number in numbers.flip(0) if reverse else numbers:
+        carry = number + factor * carry
+        expected.append(carry)
+    expected = torch.stack(expected[::-1] if reverse else expected)
+    tolerance, tiny = 1e-5 if dtype == torch.float32 else 1e-12, torch.finfo(dtype).tiny
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tiny, equal_nan=True)

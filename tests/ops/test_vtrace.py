@@ -248,5 +248,10 @@ def test_native_kernel_checks_its_tensors():
         correct(targets=torch.empty(3))
     with pytest.raises(ValueError, match="advantages must have as many elements as rewards, 4, got 3"):
         correct(advantages=torch.empty(3))
+    both = torch.empty(4)
+    with pytest.raises(ValueError, match="advantages must not share memory with targets"):
+        correct(targets=both, advantages=both)
+    with pytest.raises(ValueError, match="targets must not share memory with rewards"):
+        correct(targets=FOUR)
     with pytest.raises(TypeError, match="advantages must be on the CPU"):
         correct(advantages=torch.empty(4, device="meta"))

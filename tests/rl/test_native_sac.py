@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -245,6 +246,9 @@ def test_a_batch_that_does_not_fit_is_named():
         ({"observations": torch.zeros(32, 4)}, ValueError, r"observations must be of shape \(32, 5\), got"),
         ({"actions": torch.zeros(32, 3).double()}, TypeError, "actions must have the dtype of the networks"),
         ({"rewards": torch.zeros(32, 1)}, ValueError, r"rewards must be of shape \(32,\)"),
+        ({"rewards": torch.zeros(())}, ValueError, r"observations must be of shape \(1, 5\)"),
+        ({"rewards": None}, TypeError, "rewards must be a Tensor, got NoneType"),
+        ({"terminated": np.zeros(32)}, TypeError, "terminated must be a Tensor, got numpy.ndarray"),
         ({"next_observations": torch.zeros(5, 32).T}, ValueError, "next_observations must have contiguous rows"),
         ({"terminated": torch.zeros(31)}, ValueError, r"terminated must be of shape \(32,\)"),
     ]:
@@ -267,3 +271,40 @@ def test_replayed_rows_need_no_copy():
     one.update(views, backend="cpp")
     other.update(copies, backend="cpp")
     assert_same(one, other, 0.0)
+
+
+def test_threads_take_turns_with_one_agent():
+    """Batches of sizes that differ by far, so that memory changes hands at every update."""
+    sac, _ = pair(hidden=(256, 256))
+    sac.update(random_batch(0, 8), backend="cpp")
+    kernel = sac.native.updater._kernel
+    rule = native.SacRule(0.99, 0.005, True, -3.0, 1e-3, 1e-3, 1e-3, 0.9, 0.999, 1e-8)
+    reports = []
+
+    def run(size: int, threads: int) -> None:
+        batch, noise = random_batch(size, size), torch.zeros(size, 3)
+        for _ in range(20):
+            reports.append(kernel.update(batch, noise, noise, rule, threads))
+
+    runs = [Thread(target=run, args=arguments) for arguments in ((8, 1), (1024, 2), (9, 1))]
+    for each in runs:
+        each.start()
+    for each in runs:
+        each.join()
+    assert len(reports) == 60 and np.isfinite(reports).all()
+    (step,) = {int(state["step"]) for state in sac.critic_optimizer.state.values()}
+    assert step == 61
+    with pytest.raises(ValueError, match="num_threads must be 1 to 1024, got -1"):
+        kernel.update(random_batch(0, 8), torch.zeros(8, 3), torch.zeros(8, 3), rule, -1)
+
+
+def test_a_transposed_weight_is_refused():
+    first, last = torch.zeros(5, 3), torch.zeros(4, 5)
+    native.Actor([first, torch.zeros(5), last, torch.zeros(4)])
+    for params, message in [
+        ([first.T.contiguous(), torch.zeros(5), last, torch.zeros(4)], r"\(5, 3\), got torch.Size\(\[3, 5\]\)"),
+        ([first, torch.zeros(5), last.T.contiguous(), torch.zeros(4)], r"\(4, 5\), got torch.Size\(\[5, 4\]\)"),
+        ([first, torch.zeros(1, 5), last, torch.zeros(4)], r"\(5,\), got torch.Size\(\[1, 5\]\)"),
+    ]:
+        with pytest.raises(ValueError, match="params must be of shape " + message):
+            native.Actor(params)
