@@ -158,19 +158,26 @@ class NativeChunk:
         return out
 
     def operator(self, weights: _Weights, damping: float) -> Any:
-        """v ↦ `second_order(v, weights)` + damping·v as an object of `_native`, for solvers there."""
+        """v ↦ `second_order(v, weights)` + damping·v as an object of `_native`, for solvers there.
+
+        Without damping it is kept until other weights come for the same terms; their numbers tell.
+        """
+        if damping:
+            return self._made(weights, damping)
+        terms = tuple(w is not None for w in weights)
+        built_for, operator = self._operators.get(terms, ((), None))
+        if operator is None or not all(map(_same, built_for, weights)):
+            operator = self._made(weights, 0.0)
+            self._operators[terms] = tuple(None if w is None else w.detach().clone() for w in weights), operator
+        return operator
+
+    def _made(self, weights: _Weights, damping: float) -> Any:
         inputs = [None if w is None else self._input(w) for w in weights]
         return self._native.curvature(*inputs, damping, torch.get_num_threads())
 
     def _apply(self, weights: _Weights, v: Tensor, along: Tensor | None) -> Tensor:
-        """The operator of these weights is kept until others come for the same terms; their numbers tell."""
-        terms = tuple(w is not None for w in weights)
-        built_for, operator = self._operators.get(terms, ((), None))
-        if operator is None or not all(map(_same, built_for, weights)):
-            operator = self.operator(weights, 0.0)
-            self._operators[terms] = tuple(None if w is None else w.detach().clone() for w in weights), operator
         out = self._like.new_empty(self._native.num_params)
-        operator.apply(self._input(v), out, along, torch.get_num_threads())
+        self.operator(weights, 0.0).apply(self._input(v), out, along, torch.get_num_threads())
         return out
 
     def _input(self, tensor: Tensor) -> Tensor:

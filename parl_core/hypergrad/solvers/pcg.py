@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cg import ConjugateGradients
+from .cg import ConjugateGradients, plain
 from .drive import drive
 from .solution import LinearOperator, Preconditioner, Solution
 from .system import Outcome, System, check_limits
@@ -71,27 +71,25 @@ class PCG:
         system = System(operator, rhs, x0)
         offered = getattr(operator, "preconditioner", None)
         if not callable(offered):
-            return system.solution(self._drive(system, None))
+            return system.solution(self._drive(operator, system, None))
         fits = rhs.shape[-1], rhs.dtype, rhs.device
         if self._kept is not None and self._kept[1:4] == fits:
-            solution = system.solution(self._drive(system, self._kept.preconditioner))
+            solution = system.solution(self._drive(operator, system, self._kept.preconditioner))
             if solution.iterations > _STALE * self._kept.iterations or not _is_finite(solution):
                 self.reset()
             return solution
         made: Preconditioner | None = offered(0.0)
-        solution = system.solution(self._drive(system, made), 0.0 if made is None else made.cost)
+        solution = system.solution(self._drive(operator, system, made), 0.0 if made is None else made.cost)
         if made is not None and solution.iterations and _is_finite(solution):
             self._kept = _Kept(made, *fits, solution.iterations)
         return solution
 
-    def _drive(self, system: System, preconditioner: Preconditioner | None) -> Outcome:
-        apply = _identity if preconditioner is None else preconditioner.apply
-        return drive(ConjugateGradients(apply), system, rtol=self.rtol, max_iterations=self.max_iterations)
+    def _drive(self, operator: LinearOperator, system: System, preconditioner: Preconditioner | None) -> Outcome:
+        if preconditioner is None:
+            return plain(operator, system, rtol=self.rtol, max_iterations=self.max_iterations)
+        method = ConjugateGradients(preconditioner.apply)
+        return drive(method, system, rtol=self.rtol, max_iterations=self.max_iterations)
 
 
 def _is_finite(solution: Solution) -> bool:
     return bool(torch.isfinite(solution.residuals[-1]).all())
-
-
-def _identity(residual: Tensor) -> Tensor:
-    return residual
