@@ -10,7 +10,7 @@ import torch
 
 import parl_core as parl
 from parl_core.hypergrad.linearize import Linearization
-from parl_core.hypergrad.solvers import Damped, drive
+from parl_core.hypergrad.solvers import Damped, drive, native_cg
 from parl_core.hypergrad.solvers.native_cg import native_operator
 from parl_core.models.policies import GaussianPolicy
 
@@ -329,8 +329,6 @@ def test_who_is_left_to_the_loop():
 
 
 def test_the_constants_are_those_of_the_loop(monkeypatch):
-    from parl_core.hypergrad.solvers import native_cg
-
     for module in (drive, native_cg):
         monkeypatch.setattr(module, "CHECK_EVERY", 7)
         monkeypatch.setattr(module, "PATIENCE", 1)
@@ -338,6 +336,20 @@ def test_the_constants_are_those_of_the_loop(monkeypatch):
     ours, loop = both(operator, random_like(operator, F64), rtol=1e-13, max_iterations=29)
     agree(ours, loop)
     assert ours.products == 29 + 5
+
+
+def test_a_residual_that_is_rounding_ends_the_solve_whatever_the_patience(monkeypatch):
+    for module in (drive, native_cg):
+        monkeypatch.setattr(module, "PATIENCE", 10**6)
+    operator = operator_of(linear(F32), parl.Fisher(1.0, damping=0.3))
+    above = 0
+    for seed in range(3):
+        ours, loop = both(operator, random_like(operator, F32, seed), rtol=2e-6, max_iterations=5000)
+        assert ours.status is loop.status is Status.CONVERGED
+        assert float(ours.residuals[-1]) <= 2e-5
+        assert max(ours.iterations, loop.iterations) < 1000
+        above += float(ours.residuals[-1]) > 2e-6
+    assert above
 
 
 class Interrupted(Exception):
