@@ -30,8 +30,7 @@ def native_operator(operator: LinearOperator, rhs: Tensor) -> NativeOperator | N
 
 def drive_natively(native: NativeOperator, system: System, *, rtol: float, max_iterations: int) -> Outcome:
     """`drive` with `ConjugateGradients` for one right-hand side; it hears Ctrl-C between iterations."""
-    start, residual = first_residual(system)
-    x = start.clone()
+    x, residual = first_residual(system)
     norms, products, negative, halted, restarted, stagnated, operator_norm = importlib.import_module(
         "parl_core._native"
     ).conjugate_gradients(
