@@ -1,7 +1,7 @@
 """Soft actor-critic on walker-walk, one update per environment step: our training loop, and those of peers.
 
-Everyone has two hidden layers of one width in actor and critics, batches as large as the layers are wide, float32, and the
-same wrapped environment.
+Everyone has two hidden layers of one width in actor and critics, batches as large as the layers are wide, float32, targets
+that move at every update, and the same wrapped environment.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def parl_core(width: int, steps: int, backend_name: str | None = None) -> Run:
         random_steps=width,
         steps=10**9,
         eval_interval=10**9,
-        sac=SACConfig(hidden=(width, width), batch_size=width),
+        sac=SACConfig(hidden=(width, width), batch_size=width, target_update_interval=1),
     )
     trainer = Trainer(config, make_env(ENV, 0), make_env(ENV, 1))
     events = trainer.run()

@@ -185,6 +185,16 @@ def test_what_is_missing_and_what_breaks():
     assert entries["ours"].median == 1.0
 
 
+def test_ours_cannot_be_missing():
+    def missing():
+        import a_package_that_nobody_has  # noqa: F401
+
+    watch = Stopwatch()
+    result, entries = contest(watch, ours={"ours": missing, "other": watch.runner("other", 1.0)})
+    assert entries["ours"].withheld.startswith("failed: ModuleNotFoundError: No module named")
+    assert result.broken == [entries["ours"]]
+
+
 def test_nobody_is_fit():
     watch = Stopwatch()
     floor = Floor(watch.runner("floor", 1.0)(), 1.0, "work")
