@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..models.policies import CategoricalPolicy, GaussianPolicy
+from ..models.unchanged import change_of
 from ..trajectories import Trajectories
 from .captured import CapturedPolicy
 from .modules import Chunk
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.SiLU: "silu"}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _Weights = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -42,7 +42,8 @@ def mlp_policy(policy: CapturedPolicy) -> MlpPolicy:
     module = policy.module
     if type(module) not in (GaussianPolicy, CategoricalPolicy):
         raise ValueError(f"policy is {type(module).__name__}, not exactly GaussianPolicy or CategoricalPolicy")
-    _refuse_changes(module)
+    if (change := change_of(module, "the policy")) is not None:
+        raise ValueError(change)
     layers = list(module.network) if type(module.network) is nn.Sequential else []
     linears = [layer for layer in layers[::2] if type(layer) is nn.Linear]
     kinds = {type(layer) for layer in layers[1::2]}
@@ -61,19 +62,6 @@ def mlp_policy(policy: CapturedPolicy) -> MlpPolicy:
         raise ValueError("its parameters are not plain tensors on the CPU")
     activation = _ACTIVATIONS[kinds.pop()] if kinds else "tanh"
     return MlpPolicy(widths, activation, head, squash)
-
-
-def _refuse_changes(module: nn.Module) -> None:
-    hooks = torch.nn.modules.module
-    if any(getattr(hooks, f"_global{name}") for name in _HOOKS):
-        raise ValueError("hooks are registered on all modules")
-    for name, part in module.named_modules():
-        place = f"'{name}'" if name else "the policy"
-        if any(getattr(part, kind) for kind in _HOOKS):
-            raise ValueError(f"hooks are registered on {place}")
-        replaced = [key for key, value in vars(part).items() if callable(value) and hasattr(type(part), key)]
-        if replaced:
-            raise ValueError(f"{place} has a {replaced[0]} of its own")
 
 
 def check_mlp_steps(mlp: MlpPolicy, dtype: torch.dtype, trajectories: Trajectories) -> None:
