@@ -7,18 +7,23 @@ products are then the fewest matrix products there are, fused with what lies bet
 from __future__ import annotations
 
 import importlib
+import itertools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..models import policies
 from ..models.policies import CategoricalPolicy, GaussianPolicy
 from ..models.unchanged import change_of
+from ..ops.segments import plain
 from ..trajectories import Trajectories
 from .captured import CapturedPolicy
 from .modules import Chunk
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.SiLU: "silu"}
+_AS_IMPORTED = {kind: dict(vars(kind)) for kind in (GaussianPolicy, CategoricalPolicy)}
+_LOG_STD_BOUNDS = policies.LOG_STD_BOUNDS
 _Weights = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -42,6 +47,11 @@ def mlp_policy(policy: CapturedPolicy) -> MlpPolicy:
     module = policy.module
     if type(module) not in (GaussianPolicy, CategoricalPolicy):
         raise ValueError(f"policy is {type(module).__name__}, not exactly GaussianPolicy or CategoricalPolicy")
+    if policies.LOG_STD_BOUNDS != _LOG_STD_BOUNDS:
+        raise ValueError("LOG_STD_BOUNDS are not the kernels'")
+    for key, value in _AS_IMPORTED[type(module)].items():
+        if callable(value) and vars(type(module)).get(key) is not value:
+            raise ValueError(f"{type(module).__name__}.{key} was replaced")
     if (change := change_of(module, "the policy")) is not None:
         raise ValueError(change)
     layers = list(module.network) if type(module.network) is nn.Sequential else []
@@ -54,12 +64,26 @@ def mlp_policy(policy: CapturedPolicy) -> MlpPolicy:
     if isinstance(module, GaussianPolicy):
         head = module.log_std_kind if isinstance(module.log_std_kind, str) else "fixed"
         squash = module.squash
-    own = ["log_std"] if head == "global" else []
-    names = own + [f"network.{2 * i}.{kind}" for i in range(len(linears)) for kind in ("weight", "bias")]
-    if policy.names != names:
+    shapes: dict[str, tuple[int, ...]] = {"log_std": (widths[-1],)} if head == "global" else {}
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+        shapes |= {f"network.{2 * i}.weight": (outputs, inputs), f"network.{2 * i}.bias": (outputs,)}
+    if policy.names != list(shapes):
         raise ValueError("not all of its parameters, or others than its own, are to be differentiated")
-    if any(type(p) not in (Tensor, nn.Parameter) or p.device.type != "cpu" or not p.is_leaf for p in policy.params):
-        raise ValueError("its parameters are not plain tensors on the CPU")
+    if head == "fixed" and "log_std" not in policy.buffers:
+        raise ValueError("its log_std is not a buffer")
+    if 0 in widths or (head == "state" and widths[-1] % 2):
+        raise ValueError(f"its layers have {widths} units")
+    if any(not p.is_leaf for p in policy.params):
+        raise ValueError("its parameters are not leaves")
+    tensors = dict(zip(policy.names, policy.params, strict=True))
+    if head == "fixed":
+        tensors["log_std"], shapes["log_std"] = policy.buffers["log_std"], (widths[-1],)
+    dtype = policy.params[0].dtype
+    for name, tensor in tensors.items():
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.device.type != "cpu" or tensor.dtype != dtype:
+            raise ValueError(f"its {name} is not a plain tensor of {dtype} on the CPU")
+        if tensor.shape != shapes[name]:
+            raise ValueError(f"its {name} is of shape {tuple(tensor.shape)}, not {shapes[name]}")
     activation = _ACTIVATIONS[kinds.pop()] if kinds else "tanh"
     return MlpPolicy(widths, activation, head, squash)
 
@@ -69,7 +93,7 @@ def check_mlp_steps(mlp: MlpPolicy, dtype: torch.dtype, trajectories: Trajectori
     observations, actions = trajectories.observations, trajectories.actions
     if type(observations) is not Tensor or type(actions) is not Tensor:
         raise ValueError("observations or actions are not plain tensors")
-    if observations.dtype != dtype or observations.shape[1] != mlp.widths[0]:
+    if observations.dtype != dtype or observations.shape[1:] != (mlp.widths[0],):
         raise ValueError(f"observations are not {mlp.widths[0]} numbers of {dtype} a step")
     if mlp.head == "categorical":
         if actions.is_floating_point() or actions.numel() != len(actions):
@@ -99,10 +123,10 @@ class NativeChunk:
         self._native: Any = native.linearize_mlp(
             *mlp,
             torch.cat([p.detach().reshape(-1) for p in policy.params]),
-            policy.buffers["log_std"].to(self._like) if mlp.head == "fixed" else None,
-            chunk.observations.contiguous(),
-            actions.contiguous(),
-            offsets.contiguous(),
+            plain(policy.buffers["log_std"]) if mlp.head == "fixed" else None,
+            plain(chunk.observations),
+            plain(actions),
+            plain(offsets),
             torch.get_num_threads(),
         )
         self._operators: dict[tuple[bool, ...], tuple[tuple[Tensor | None, ...], Any]] = {}
@@ -162,9 +186,7 @@ class NativeChunk:
         return out
 
     def _input(self, tensor: Tensor) -> Tensor:
-        if tensor.dtype == self._like.dtype and tensor.is_contiguous() and not tensor.is_neg():
-            return tensor
-        return tensor.detach().to(self._like.dtype).contiguous().resolve_neg()
+        return plain(tensor.to(self._like.dtype))
 
 
 def _same(kept: Tensor | None, given: Tensor | None) -> bool:
