@@ -22,7 +22,9 @@ from .captured import CapturedPolicy
 from .modules import Chunk
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.SiLU: "silu"}
-_AS_IMPORTED = {kind: dict(vars(kind)) for kind in (GaussianPolicy, CategoricalPolicy)}
+_AS_IMPORTED: dict[type[nn.Module], dict[str, Any]] = {
+    kind: dict(vars(kind)) for kind in (GaussianPolicy, CategoricalPolicy)
+}
 _LOG_STD_BOUNDS = policies.LOG_STD_BOUNDS
 _Weights = tuple[Tensor | None, Tensor | None, Tensor | None]
 
