@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .preference_loss import any_transformed
-from .registry import Kernel, Op, requested_backend
+from .registry import Kernel, Op
 
 LEAKY_SLOPE = 0.01
 MAX_LAYERS = 16  # of the native kernel
@@ -44,7 +44,7 @@ def ensemble_rewards(
         return reference(inputs, weights, biases)
     tensors = (inputs, *weights, *biases)
     name = _OP.select(inputs, backend)
-    unsupported = (backend or requested_backend()) is None and not _is_supported(inputs, weights)
+    unsupported = _OP.requested(backend) is None and not _is_supported(inputs, weights)
     if name == "reference" or unsupported or any_transformed(tensors):
         return reference(inputs, weights, biases)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
