@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .preference_loss import any_transformed
 from .registry import Kernel, Op
+from .segments import is_legacy_batched, plain
 
 LEAKY_SLOPE = 0.01
 MAX_LAYERS = 16  # of the native kernel
@@ -91,8 +92,8 @@ def _load_cpp() -> Kernel:
 
 
 def dense(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each contiguous, as the native kernel reads them."""
-    return [tensor.contiguous() for tensor in tensors]
+    """Each as the native kernel reads them."""
+    return [plain(tensor) for tensor in tensors]
 
 
 _OP = Op("ensemble_rewards", reference)
@@ -113,9 +114,12 @@ class _EnsembleRewards(torch.autograd.Function):
         inputs, *params = ctx.saved_tensors
         weights, biases = params[: ctx.num_layers], params[ctx.num_layers :]
         wants_inputs, _, *wanted = ctx.needs_input_grad
-        if torch.is_grad_enabled():
+        differentiated = torch.is_grad_enabled()
+        if differentiated or is_legacy_batched(gradient):
             asked = [inputs] * wants_inputs + [p for p, wants in zip(params, wanted, strict=True) if wants]
-            found = iter(torch.autograd.grad(reference(inputs, weights, biases), asked, gradient, create_graph=True))
+            with torch.enable_grad():
+                rewards = reference(inputs, weights, biases)
+            found = iter(torch.autograd.grad(rewards, asked, gradient, create_graph=differentiated))
             by_inputs = next(found) if wants_inputs else None
             return by_inputs, None, *(next(found) if wants else None for wants in wanted)
         native = importlib.import_module("parl_core._native")

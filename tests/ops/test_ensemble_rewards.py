@@ -214,3 +214,36 @@ def test_native_module_checks_its_tensors():
     ]:
         with pytest.raises(error, match=message):
             forward(**changes)
+
+
+def negated(tensor: Tensor) -> Tensor:
+    """The same numbers in a tensor whose memory holds their negatives."""
+    return torch._neg_view(-tensor)
+
+
+def test_negative_views_are_resolved():
+    case = random_case(2, [3, 4, 1], 6, False, torch.float64)
+    inputs, weights, biases = case
+    cotangents = torch.randn(2, 6, dtype=torch.float64)
+    expected = reference(*case)
+    by_all = torch.autograd.grad(expected, [inputs, *weights, *biases], cotangents)
+    some = negated(inputs), [negated(w) for w in weights], [negated(b) for b in biases]
+    assert_all_close([ensemble_rewards(*some, backend="cpp")], [expected], 1e-12)
+    with torch.no_grad():
+        assert_all_close([ensemble_rewards(*some, backend="cpp")], [expected], 1e-12)
+    found = torch.autograd.grad(
+        ensemble_rewards(*case, backend="cpp"), [inputs, *weights, *biases], negated(cotangents)
+    )
+    assert_all_close(list(found), list(by_all), 1e-12)
+
+
+def test_batched_cotangents():
+    case = random_case(2, [3, 4, 1], 6, False, torch.float64)
+    inputs, weights, biases = case
+    cotangents = torch.randn(5, 2, 6, dtype=torch.float64)
+    wanted = [inputs, *weights, *biases]
+    rewards = ensemble_rewards(*case, backend="cpp")
+    found = torch.autograd.grad(rewards, wanted, cotangents, is_grads_batched=True, retain_graph=True)
+    for number, cotangent in enumerate(cotangents):
+        alone = torch.autograd.grad(rewards, wanted, cotangent, retain_graph=True)
+        assert_all_close([part[number] for part in found], list(alone), 1e-12)
