@@ -59,9 +59,14 @@ def own_run(kind: str, log_ratio: Tensor, offsets: Tensor | None = None) -> Call
     return lambda: value_and_gradient(lambda r: ours(kind, r, offsets), leaf)
 
 
-def eager(kind: str, log_ratio: Tensor) -> Callable[[], Any]:
+def itself(log_ratio: Tensor) -> Tensor:
+    return log_ratio
+
+
+def eager(kind: str, log_ratio: Tensor, sums: Callable[[Tensor], Tensor] = itself) -> Callable[[], Any]:
+    """`sums` makes the log-ratios of trajectories from those of steps."""
     leaf = log_ratio.clone().requires_grad_()
-    return lambda: value_and_gradient(lambda r: FORMULAS[kind](r).mean(), leaf)
+    return lambda: value_and_gradient(lambda r: FORMULAS[kind](sums(r)).mean(), leaf)
 
 
 def compiled(kind: str, log_ratio: Tensor) -> Callable[[], Any]:
@@ -71,9 +76,9 @@ def compiled(kind: str, log_ratio: Tensor) -> Callable[[], Any]:
     return lambda: value_and_gradient(function, leaf)
 
 
-def compiled_in_one(kind: str, log_ratio: Tensor) -> Callable[[], Any]:
+def compiled_in_one(kind: str, log_ratio: Tensor, sums: Callable[[Tensor], Tensor] = itself) -> Callable[[], Any]:
     """Value and gradient as one function, outside autograd."""
-    function = torch.compile(torch.func.grad_and_value(lambda r: FORMULAS[kind](r).mean()), dynamic=False)
+    function = torch.compile(torch.func.grad_and_value(lambda r: FORMULAS[kind](sums(r)).mean()), dynamic=False)
     return lambda: function(log_ratio)[::-1]
 
 
@@ -106,37 +111,40 @@ def test_beyond_the_cache(contest, kind):
 
 @KIND
 def test_trajectories(contest, kind):
-    """20 000 of 50 steps each, and as many of lengths from 1 to about 600; in torch by index_add and a gather."""
+    """20 000 of lengths from 1 to about 600; in torch by index_add and a gather."""
     count = SAMPLES // 50
     x = log_ratios(SAMPLES, 1 / 7)
-    equal = torch.arange(count + 1) * 50
     cuts = torch.randperm(SAMPLES - 1, generator=torch.Generator().manual_seed(1))[: count - 1].sort().values + 1
-    ragged = torch.cat([torch.tensor([0]), cuts, torch.tensor([SAMPLES])])
+    offsets = torch.cat([torch.tensor([0]), cuts, torch.tensor([SAMPLES])])
 
-    def scattered(log_ratio: Tensor) -> Callable[[], Any]:
-        leaf = log_ratio.clone().requires_grad_()
-        trajectory = torch.arange(count).repeat_interleave(ragged.diff())
-
-        def mean(r: Tensor) -> Tensor:
-            return FORMULAS[kind](torch.zeros(count).index_add(0, trajectory, r)).mean()
-
-        return lambda: value_and_gradient(mean, leaf)
-
-    def equal_run() -> Callable[[], Any]:
-        run = own_run(kind, x, equal)
-        against(expected(kind, x, equal), 20 * RTOL)(run())
-        answer = expected(kind, x, ragged)
-
-        def timed() -> Any:
-            run()
-            return answer
-
-        return timed
+    def scattered() -> Callable[[], Any]:
+        trajectory = torch.arange(count).repeat_interleave(offsets.diff())
+        return eager(kind, x, lambda r: torch.zeros(count).index_add(0, trajectory, r))
 
     contest(
-        against(expected(kind, x, ragged), 20 * RTOL),
-        ours={"parl-core, ragged": lambda: own_run(kind, x, ragged), "parl-core, equal lengths": equal_run},
-        peers={"torch": lambda: scattered(x)},
+        against(expected(kind, x, offsets), 20 * RTOL),
+        ours={"parl-core": lambda: own_run(kind, x, offsets)},
+        peers={"torch": scattered},
+        floor=copy_floor(8.0 * SAMPLES),
+    )
+
+
+@KIND
+def test_equal_trajectories(contest, kind):
+    """20 000 of 50 steps each, which torch sums as rows."""
+    x = log_ratios(SAMPLES, 1 / 7)
+    offsets = torch.arange(0, SAMPLES + 1, 50)
+
+    def rows(r: Tensor) -> Tensor:
+        return r.view(-1, 50).sum(1)
+
+    contest(
+        against(expected(kind, x, offsets), 20 * RTOL),
+        ours={"parl-core": lambda: own_run(kind, x, offsets)},
+        peers={
+            "torch": lambda: eager(kind, x, rows),
+            "torch.compile of both in one": lambda: compiled_in_one(kind, x, rows),
+        },
         floor=copy_floor(8.0 * SAMPLES),
     )
 

@@ -5,6 +5,7 @@ void bind_divergence(pybind11::module_& module);
 void bind_elementary(pybind11::module_& module);
 void bind_actor(pybind11::module_& module);
 void bind_adam(pybind11::module_& module);
+void bind_conjugate_gradients(pybind11::module_& module);
 void bind_ensemble(pybind11::module_& module);
 void bind_isa(pybind11::module_& module);
 void bind_linearization(pybind11::module_& module);
@@ -23,6 +24,7 @@ PYBIND11_MODULE(_native, module) {
     parl::bindings::bind_ensemble(module);
     parl::bindings::bind_isa(module);
     parl::bindings::bind_linearization(module);
+    parl::bindings::bind_conjugate_gradients(module);
     parl::bindings::bind_preference(module);
     parl::bindings::bind_sac(module);
     parl::bindings::bind_scan(module);

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from .ops.registry import Op
 
@@ -15,16 +17,33 @@ def adam_step(optimizer: torch.optim.Adam, *, backend: str | None = None) -> Non
     """What `optimizer.step()` does, with less overhead; the two may take turns.
 
     Args:
-        optimizer: one without weight decay, `amsgrad`, `maximize` or `capturable`; parameters without a gradient are
-            left alone.
+        optimizer: parameters without a gradient are left alone. With weight decay, hooks, a learning-rate scheduler or
+            anything else that the native call does not know, it is `optimizer.step()` itself.
         backend: "reference" for `optimizer.step()` itself; None: the innermost `with backend(…)`, or else the best.
 
     Raises:
+        TypeError: it is no Adam.
         BackendError: the backend asked for cannot be used here.
     """
-    param = optimizer.param_groups[0]["params"][0]
-    name = _OP.select(param, backend)
-    _OP.kernel(name if all(map(_is_plain, optimizer.param_groups)) else "reference")(optimizer)
+    if not isinstance(optimizer, torch.optim.Adam):
+        raise TypeError(f"optimizer must be a torch.optim.Adam, got {type(optimizer).__name__}")
+    param = next((param for group in optimizer.param_groups for param in group["params"]), None)
+    name = "reference" if param is None else _OP.select(param, backend)
+    _OP.kernel(name if name == "reference" or is_plain_adam(optimizer) else "reference")(optimizer)
+
+
+def is_plain_adam(optimizer: torch.optim.Adam) -> bool:
+    """Whether a step of `optimizer` is nothing but Adam's update of contiguous tensors on the CPU."""
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+    )
+    # A learning-rate scheduler counts the steps by a `step` of the instance's own.
+    if type(optimizer) is not torch.optim.Adam or any(hooks) or "step" in vars(optimizer):
+        return False
+    return all(_is_plain(group, optimizer.state) for group in optimizer.param_groups)
 
 
 def adam_state(optimizer: torch.optim.Adam, param: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,12 +56,19 @@ def adam_state(optimizer: torch.optim.Adam, param: Tensor) -> tuple[Tensor, Tens
     return state["exp_avg"], state["exp_avg_sq"], state["step"]
 
 
-def _is_plain(group: dict[str, Any]) -> bool:
-    unusual = group["weight_decay"] or any(group[name] for name in ("amsgrad", "maximize", "capturable"))
-    first = group["params"][0].dtype
-    return not unusual and all(
-        param.is_contiguous() and param.is_cpu and param.dtype == first for param in group["params"]
-    )
+def _is_plain(group: dict[str, Any], states: Mapping[Tensor, dict[str, Any]]) -> bool:
+    options = ("weight_decay", "amsgrad", "maximize", "capturable", "differentiable")
+    if any(group[name] for name in options) or any(isinstance(x, Tensor) for x in (group["lr"], *group["betas"])):
+        return False
+    first = group["params"][0].dtype if group["params"] else None
+    for param in group["params"]:
+        state = states.get(param)
+        # torch's own step counts in the default dtype unless it is fused.
+        if state and getattr(state["step"], "dtype", None) != torch.float32:
+            return False
+        if not (param.is_contiguous() and param.is_cpu and param.dtype == first):
+            return False
+    return True
 
 
 def _reference(optimizer: torch.optim.Adam) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -118,5 +119,52 @@ def test_native_module_checks_its_tensors():
     ]:
         with pytest.raises(error, match=message):
             native.adam(*tensors(**changes).values(), *numbers, 1)
-    with pytest.raises(ValueError, match="num_threads must be at least 1"):
+    with pytest.raises(ValueError, match="num_threads must be 1 to 1024, got 0"):
         native.adam(*tensors().values(), *numbers, 0)
+
+
+def test_hooks_schedulers_and_subclasses_keep_their_say():
+    def gradients(params):
+        for param in params:
+            param.grad = torch.ones_like(param)
+
+    params, adam = make(torch.float32)
+    gradients(params)
+    calls = []
+    adam.register_step_pre_hook(lambda *_: calls.append("before"))
+    adam.register_step_post_hook(lambda *_: calls.append("after"))
+    adam_step(adam)
+    assert calls == ["before", "after"]
+
+    params, adam = make(torch.float32)
+    gradients(params)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(adam, 0.5)
+    adam_step(adam)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # "lr_scheduler.step() before optimizer.step()"
+        scheduler.step()
+
+    class Counting(torch.optim.Adam):
+        steps = 0
+
+        def step(self, closure=None):
+            type(self).steps += 1
+            return super().step(closure)
+
+    adam_step(Counting(params, fused=True))
+    assert Counting.steps == 1
+
+
+def test_groups_and_states_that_the_native_step_does_not_know():
+    with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Adam, got SGD"):
+        adam_step(torch.optim.SGD([torch.zeros(2, requires_grad=True)], lr=0.1))
+    params = [torch.nn.Parameter(torch.zeros(2))]
+    adam = torch.optim.Adam([{"params": []}, {"params": params}], lr=0.1)
+    params[0].grad = torch.ones(2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        adam.step()
+        adam_step(adam)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(params[0].detach(), torch.full((2,), -0.2))

@@ -15,9 +15,9 @@ A benchmark is a pytest function in `benchmarks/test_<topic>.py` that takes the 
         )
 
 Every contestant is a *maker*: it imports, compiles and prepares what it likes and returns the function of no arguments that
-is timed, which returns its answer. A maker that raises ImportError is listed as "not installed", with the reason; any
-other exception, here or in the first call, makes the benchmark red. Peers belong into `benchmarks/peers/`, one module for
-each topic; each imports its package inside the maker.
+is timed, which returns its answer. A peer whose maker raises ImportError is listed as "not installed", with the reason; any
+other exception, here or in the first call, makes the benchmark red, and so does an ImportError of ours. Peers belong into
+`benchmarks/peers/`, one module for each topic; each imports its package inside the maker.
 
 The answer is a tensor or an array, or a tuple or list of them; `against` checks it before anything is timed and once more
 after. Where "right" means something else (the true residual of a solve), pass any function from an answer to an error that
@@ -35,8 +35,8 @@ The first of `ours` is what users get without asking: README's table tells its n
     pytest benchmarks --seconds 2                   less time for each contest, for a first look
 """
 
-from .answers import WrongAnswer, against
+from .answers import WrongAnswer, against, moved_alike
 from .contest import Peer, run_contest
 from .floors import Floor, copy_floor, gemm_floor
 
-__all__ = ["Floor", "Peer", "WrongAnswer", "against", "copy_floor", "gemm_floor", "run_contest"]
+__all__ = ["Floor", "Peer", "WrongAnswer", "against", "copy_floor", "gemm_floor", "moved_alike", "run_contest"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,30 +16,71 @@ class WrongAnswer(Exception):
     """An answer whose speed is of no interest; the message says what is wrong with it."""
 
 
-def against(reference: Any, rtol: float) -> Check:
+def against(reference: Any, rtol: float, *, blocks: Sequence[int] | None = None) -> Check:
     """The check that compares with `reference`, best computed in float64.
 
     Args:
         reference: a tensor or an array, or a tuple or list of them.
-        rtol: the largest difference that is allowed, relative to the largest entry of the same reference tensor.
+        rtol: the largest difference that is allowed, relative to the largest entry of the same block.
+        blocks: sizes of the parts of the last dimension that are blocks, such as the layers of a parameter vector; None:
+            each tensor is a block.
     """
-    expected = _arrays(reference)
+    # Copies: what is written into the reference's own memory would be right.
+    expected = [array.copy() for array in _arrays(reference)]
+    parts = _split(expected, blocks)
 
     def error(answer: Any) -> float:
-        given = _arrays(answer)
-        if [array.shape for array in given] != [array.shape for array in expected]:
-            shapes = " and ".join(str([array.shape for array in arrays]) for arrays in (given, expected))
-            raise WrongAnswer(f"shapes of answer and reference differ: {shapes}")
-        worst = 0.0
-        for one, other in zip(given, expected, strict=True):
-            scale = float(np.abs(other).max(initial=0.0)) or 1.0
-            difference = float(np.abs(one - other).max(initial=0.0)) / scale
-            if not difference <= rtol:  # NaN too
-                raise WrongAnswer(f"its error is {difference:.1e}, {rtol:.0e} is allowed")
-            worst = max(worst, difference)
-        return worst
+        given = _split(_same_shapes(answer, expected), blocks)
+        pairs = zip(given, parts, strict=True)
+        return max(_allowed(_largest(one - other) / (_largest(other) or 1.0), rtol) for one, other in pairs)
 
     return error
+
+
+def moved_alike(start: Any, reference: Any, rtol: float) -> Check:
+    """The check of parameters after training: they went from `start` to where `reference` is.
+
+    Rounding can turn single steps of Adam around, whose size does not tell that of the gradient; so the difference to the
+    reference is measured against the way from start to reference, each in the Euclidean norm of the same tensor.
+
+    Args:
+        start, reference: parameters before and after; a tensor or an array, or a tuple or list of them.
+        rtol: the largest difference that is allowed, relative to the length of the way; 1 is that of an answer that stays
+            where it began.
+    """
+    before, after = ([array.copy() for array in _arrays(params)] for params in (start, reference))
+
+    def error(answer: Any) -> float:
+        ways = zip(_same_shapes(answer, after), after, before, strict=True)
+        return max(_allowed(float(np.linalg.norm(a - b) / np.linalg.norm(b - c)), rtol) for a, b, c in ways)
+
+    return error
+
+
+def _same_shapes(answer: Any, expected: list[np.ndarray]) -> list[np.ndarray]:
+    given = _arrays(answer)
+    if [array.shape for array in given] != [array.shape for array in expected]:
+        shapes = " and ".join(str([array.shape for array in arrays]) for arrays in (given, expected))
+        raise WrongAnswer(f"shapes of answer and reference differ: {shapes}")
+    return given
+
+
+def _allowed(error: float, rtol: float) -> float:
+    if not error <= rtol:  # NaN too
+        raise WrongAnswer(f"its error is {error:.1e}, {rtol:.0e} is allowed")
+    return error
+
+
+def _largest(array: np.ndarray) -> float:
+    return float(np.abs(array).max(initial=0.0))
+
+
+def _split(arrays: list[np.ndarray], blocks: Sequence[int] | None) -> list[np.ndarray]:
+    if blocks is None:
+        return arrays
+    if any(array.shape[-1] != sum(blocks) for array in arrays):
+        raise ValueError(f"blocks must add up to the last dimension, got {list(blocks)}")
+    return [part for array in arrays for part in np.split(array, np.cumsum(blocks)[:-1], axis=-1)]
 
 
 def _arrays(answer: Any) -> list[np.ndarray]:

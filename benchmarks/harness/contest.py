@@ -101,11 +101,11 @@ def _prepared(entry: Entry, make: Make, check: Check) -> _Racer:
     try:
         run = make()
         return _Racer(replace(entry, error=check(wait_for(run()))), run)
-    except ImportError as missing:
-        return _Racer(replace(entry, withheld=f"{MISSING}: {missing}"))
     except WrongAnswer as wrong:
         return _Racer(replace(entry, withheld=f"wrong: {wrong}"))
     except Exception as broken:  # whatever a peer may raise; the contest goes on and is red
+        if isinstance(broken, ImportError) and not entry.ours:
+            return _Racer(replace(entry, withheld=f"{MISSING}: {broken}"))
         return _Racer(replace(entry, withheld=f"failed: {type(broken).__name__}: {_first_line(broken)}"))
 
 

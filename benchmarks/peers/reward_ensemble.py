@@ -98,7 +98,7 @@ def fit(width: int, pairs: int, backend_name: str | None = None) -> Run:
         learner = RewardLearner(ensemble, generator=torch.Generator().manual_seed(3))
         with backend(backend_name) if backend_name else nullcontext():
             learner.fit(dataset, max_epochs=1, accuracy_target=1.0)
-        return _flat(ensemble.parameters())
+        return [param.detach() for param in ensemble.parameters()]
 
     return run
 

@@ -1,23 +1,26 @@
 """Soft actor-critic on walker-walk, one update per environment step: our training loop, and those of peers.
 
-Everyone has two hidden layers of one width in actor and critics, batches as large as the layers are wide, float32, and the
-same wrapped environment.
+Everyone has two hidden layers of one width in actor and critics, batches as large as the layers are wide, float32, targets
+that move at every update, and the same wrapped environment.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
+import torch
 
+from benchmarks.harness import moved_alike
 from parl_core.envs.interface import Environment
 from parl_core.envs.registry import make_env
 from parl_core.ops import backend
-from parl_core.rl.sac import SACConfig
+from parl_core.rl.sac import SAC, SACConfig
 from parl_core.training.presets import preset
 from parl_core.training.trainer import TICK, Trainer
 
@@ -25,7 +28,9 @@ ENV = "dm_control/walker-walk"
 OBS_DIM, ACT_DIM = 24, 6
 Run = Callable[[], Any]
 """Runs a block of environment steps with as many updates. Returns (steps taken, updates done, actor parameters, critic
-parameters, 1 if all of them are finite)."""
+parameters, 1 if all of them are finite, 1 if every weight and bias of actor, critics and targets has moved)."""
+Networks = tuple[list[np.ndarray], ...]
+"""Copies of the parameters of actor, critics and target critics."""
 
 
 def update_flops(width: int) -> float:
@@ -60,7 +65,7 @@ def parl_core(width: int, steps: int, backend_name: str | None = None) -> Run:
         random_steps=width,
         steps=10**9,
         eval_interval=10**9,
-        sac=SACConfig(hidden=(width, width), batch_size=width),
+        sac=SACConfig(hidden=(width, width), batch_size=width, target_update_interval=1),
     )
     trainer = Trainer(config, make_env(ENV, 0), make_env(ENV, 1))
     events = trainer.run()
@@ -72,32 +77,51 @@ def parl_core(width: int, steps: int, backend_name: str | None = None) -> Run:
 
     advance(2 * width + TICK - 2 * width % TICK)
 
+    if backend_name is None:
+        _check_updates(trainer)
+    agent = trainer.agent
+
     def run() -> Any:
-        start, updates = trainer.step, trainer.agent.num_updates
+        start, updates, before = trainer.step, agent.num_updates, _agent_networks(agent)
         advance(start + steps)
-        actor, critic = list(trainer.agent.actor.parameters()), list(trainer.agent.critic.parameters())
-        sizes = [sum(param.numel() for param in params) for params in (actor, critic)]
-        finite = all(bool(param.isfinite().all()) for param in (*actor, *critic))
-        return np.array([trainer.step - start, trainer.agent.num_updates - updates, *sizes, finite])
+        return np.array([trainer.step - start, agent.num_updates - updates, *_told(before, _agent_networks(agent))])
 
     return run
+
+
+def _check_updates(trainer: Trainer) -> None:
+    """A few updates, from where training is, are those of the reference.
+
+    Raises:
+        WrongAnswer: they are not.
+    """
+    start, agents = (
+        _agent_networks(trainer.agent),
+        {None: deepcopy(trainer.agent), "reference": deepcopy(trainer.agent)},
+    )
+    batches = [trainer.replay.sample(trainer.config.sac.batch_size, torch.Generator().manual_seed(i)) for i in range(5)]
+    for name, agent in agents.items():
+        for batch in batches:
+            agent.update(batch, backend=name)
+    check = moved_alike(start, _agent_networks(agents["reference"]), rtol=1e-2)
+    check(_agent_networks(agents[None]))
 
 
 def stable_baselines3(width: int, steps: int) -> Run:
     """In torch."""
     import stable_baselines3 as package
 
-    return _learner(package, width, steps, _torch_sizes)
+    return _learner(package, width, steps, _torch_networks)
 
 
 def sbx(width: int, steps: int) -> Run:
     """The same interface on JAX; a whole update is one compiled function."""
     import sbx as package
 
-    return _learner(package, width, steps, _jax_sizes)
+    return _learner(package, width, steps, _jax_networks)
 
 
-def _learner(package: Any, width: int, steps: int, sizes: Callable[[Any], list[float]]) -> Run:
+def _learner(package: Any, width: int, steps: int, networks: Callable[[Any], Networks]) -> Run:
     model = package.SAC(
         "MlpPolicy",
         _gym_env(make_env(ENV, 0)),
@@ -112,25 +136,40 @@ def _learner(package: Any, width: int, steps: int, sizes: Callable[[Any], list[f
     model.learn(2 * width)
 
     def run() -> Any:
-        start, updates = model.num_timesteps, model._n_updates
+        start, updates, before = model.num_timesteps, model._n_updates, networks(model)
         model.learn(steps, reset_num_timesteps=False)
-        return np.array([model.num_timesteps - start, model._n_updates - updates, *sizes(model)])
+        return np.array([model.num_timesteps - start, model._n_updates - updates, *_told(before, networks(model))])
 
     return run
 
 
-def _torch_sizes(model: Any) -> list[float]:
-    params = list(model.actor.parameters()), list(model.critic.parameters())
-    finite = all(bool(param.isfinite().all()) for some in params for param in some)
-    return [*(sum(param.numel() for param in some) for some in params), finite]
+def _told(before: Networks, after: Networks) -> list[float]:
+    """Sizes of actor and critics, whether they are finite, and whether everything has moved."""
+    finite = all(bool(np.isfinite(param).all()) for params in after for param in params)
+    pairs = zip(chain(*before), chain(*after), strict=True)
+    moved = all(not np.array_equal(old, new) for old, new in pairs)
+    actor, critic, _ = after
+    return [sum(param.size for param in actor), sum(param.size for param in critic), finite, moved]
 
 
-def _jax_sizes(model: Any) -> list[float]:
+def _agent_networks(agent: SAC) -> Networks:
+    return _copies(agent.actor, agent.critic, agent.target_critic)
+
+
+def _torch_networks(model: Any) -> Networks:
+    return _copies(model.actor, model.critic, model.critic_target)
+
+
+def _copies(*modules: Any) -> Networks:
+    return tuple([param.detach().numpy().copy() for param in module.parameters()] for module in modules)
+
+
+def _jax_networks(model: Any) -> Networks:
     import jax
 
-    params = [jax.tree.leaves(state.params) for state in (model.policy.actor_state, model.policy.qf_state)]
-    finite = all(bool(np.isfinite(param).all()) for some in params for param in some)
-    return [*(sum(math.prod(param.shape) for param in some) for some in params), finite]
+    policy = model.policy
+    trees = policy.actor_state.params, policy.qf_state.params, policy.qf_state.target_params
+    return tuple([np.array(leaf) for leaf in jax.tree.leaves(tree)] for tree in trees)
 
 
 def _gym_env(env: Environment) -> Any:

@@ -64,7 +64,7 @@ def table(files: Sequence[Results]) -> str:
             continue
         rows.append(
             f"| {topic}: {benchmark.replace('_', ' ')} | {len(contests)} "
-            f"| {_range((entry.median for entry in ours), duration)} "
+            f"| {_range((entry.median for entry in ours), duration)}{_withheld(ours)} "
             f"| {_range((entry.to_floor for entry in ours), number)} "
             f"| {_range((entry.speedup for entry in ours), times)} "
             f"| {', '.join(dict.fromkeys(filter(None, map(best_peer, contests))))} |"
@@ -82,8 +82,8 @@ def page(files: Sequence[Results]) -> str:
 
 
 def first_of_ours(contest: Contest) -> Entry | None:
-    """The first of ours that has times."""
-    return next((entry for entry in contest.entries if entry.ours and entry.median is not None), None)
+    """What users get, whether it has times or not."""
+    return next((entry for entry in contest.entries if entry.ours), None)
 
 
 def best_peer(contest: Contest) -> str | None:
@@ -99,6 +99,12 @@ def _range(values: Iterable[float | None], show: Callable[[float], str]) -> str:
         return "–"
     low, high = show(min(known)), show(max(known))
     return low if low == high else f"{low} – {high}"
+
+
+def _withheld(ours: Sequence[Entry]) -> str:
+    """How many have no times, if any."""
+    number_withheld = sum(entry.median is None for entry in ours)
+    return f" ({number_withheld} withheld)" if number_withheld else ""
 
 
 def _section(contest: Contest) -> str:

@@ -28,7 +28,7 @@ from ..ops import discounted_returns
 from ..trajectories import Trajectories
 from .last_layers import last_layers_preconditioner
 from .linearize import Linearization
-from .solvers import Damping, OuterProducts, Preconditioner, check_damping
+from .solvers import Damping, NativeOperator, OuterProducts, Preconditioner, check_damping
 
 _WORTH = 4.0  # products that an approximate inverse may cost; it saves 10 to 30 of 20 to 50
 
@@ -75,6 +75,14 @@ class _SecondOrder(CurvatureOperator):
 
     def _product(self, v: Tensor) -> Tensor:
         return self._linearization.second_order(v, hessian=self._hessian, fisher=self._fisher, scores=self._scores)
+
+    def native(self, extra: float = 0.0) -> NativeOperator | None:
+        """A + extra·I for solves in compiled code; None where autograd computes the products, or in chunks."""
+        linearization = self._linearization
+        curvature = linearization.native_operator(hessian=self._hessian, fisher=self._fisher, scores=self._scores)
+        if curvature is None:
+            return None
+        return NativeOperator(curvature, self.damping + extra, self.size, linearization.log_prob.dtype)
 
     def preconditioner(self, extra: float = 0.0) -> Preconditioner | None:
         """An approximate inverse of A + extra·I from the policy's last two layers, see `last_layers`.

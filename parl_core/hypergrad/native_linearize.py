@@ -7,18 +7,25 @@ products are then the fewest matrix products there are, fused with what lies bet
 from __future__ import annotations
 
 import importlib
+import itertools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..models import policies
 from ..models.policies import CategoricalPolicy, GaussianPolicy
+from ..models.unchanged import change_of
+from ..ops.segments import plain
 from ..trajectories import Trajectories
 from .captured import CapturedPolicy
 from .modules import Chunk
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.SiLU: "silu"}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_AS_IMPORTED: dict[type[nn.Module], dict[str, Any]] = {
+    kind: dict(vars(kind)) for kind in (GaussianPolicy, CategoricalPolicy)
+}
+_LOG_STD_BOUNDS = policies.LOG_STD_BOUNDS
 _Weights = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -42,7 +49,13 @@ def mlp_policy(policy: CapturedPolicy) -> MlpPolicy:
     module = policy.module
     if type(module) not in (GaussianPolicy, CategoricalPolicy):
         raise ValueError(f"policy is {type(module).__name__}, not exactly GaussianPolicy or CategoricalPolicy")
-    _refuse_changes(module)
+    if policies.LOG_STD_BOUNDS != _LOG_STD_BOUNDS:
+        raise ValueError("LOG_STD_BOUNDS are not the kernels'")
+    for key, value in _AS_IMPORTED[type(module)].items():
+        if callable(value) and vars(type(module)).get(key) is not value:
+            raise ValueError(f"{type(module).__name__}.{key} was replaced")
+    if (change := change_of(module, "the policy")) is not None:
+        raise ValueError(change)
     layers = list(module.network) if type(module.network) is nn.Sequential else []
     linears = [layer for layer in layers[::2] if type(layer) is nn.Linear]
     kinds = {type(layer) for layer in layers[1::2]}
@@ -53,27 +66,28 @@ def mlp_policy(policy: CapturedPolicy) -> MlpPolicy:
     if isinstance(module, GaussianPolicy):
         head = module.log_std_kind if isinstance(module.log_std_kind, str) else "fixed"
         squash = module.squash
-    own = ["log_std"] if head == "global" else []
-    names = own + [f"network.{2 * i}.{kind}" for i in range(len(linears)) for kind in ("weight", "bias")]
-    if policy.names != names:
+    shapes: dict[str, tuple[int, ...]] = {"log_std": (widths[-1],)} if head == "global" else {}
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+        shapes |= {f"network.{2 * i}.weight": (outputs, inputs), f"network.{2 * i}.bias": (outputs,)}
+    if policy.names != list(shapes):
         raise ValueError("not all of its parameters, or others than its own, are to be differentiated")
-    if any(type(p) not in (Tensor, nn.Parameter) or p.device.type != "cpu" or not p.is_leaf for p in policy.params):
-        raise ValueError("its parameters are not plain tensors on the CPU")
+    if head == "fixed" and "log_std" not in policy.buffers:
+        raise ValueError("its log_std is not a buffer")
+    if 0 in widths or (head == "state" and widths[-1] % 2):
+        raise ValueError(f"its layers have {widths} units")
+    if any(not p.is_leaf for p in policy.params):
+        raise ValueError("its parameters are not leaves")
+    tensors = dict(zip(policy.names, policy.params, strict=True))
+    if head == "fixed":
+        tensors["log_std"], shapes["log_std"] = policy.buffers["log_std"], (widths[-1],)
+    dtype = policy.params[0].dtype
+    for name, tensor in tensors.items():
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.device.type != "cpu" or tensor.dtype != dtype:
+            raise ValueError(f"its {name} is not a plain tensor of {dtype} on the CPU")
+        if tensor.shape != shapes[name]:
+            raise ValueError(f"its {name} is of shape {tuple(tensor.shape)}, not {shapes[name]}")
     activation = _ACTIVATIONS[kinds.pop()] if kinds else "tanh"
     return MlpPolicy(widths, activation, head, squash)
-
-
-def _refuse_changes(module: nn.Module) -> None:
-    hooks = torch.nn.modules.module
-    if any(getattr(hooks, f"_global{name}") for name in _HOOKS):
-        raise ValueError("hooks are registered on all modules")
-    for name, part in module.named_modules():
-        place = f"'{name}'" if name else "the policy"
-        if any(getattr(part, kind) for kind in _HOOKS):
-            raise ValueError(f"hooks are registered on {place}")
-        replaced = [key for key, value in vars(part).items() if callable(value) and hasattr(type(part), key)]
-        if replaced:
-            raise ValueError(f"{place} has a {replaced[0]} of its own")
 
 
 def check_mlp_steps(mlp: MlpPolicy, dtype: torch.dtype, trajectories: Trajectories) -> None:
@@ -81,7 +95,7 @@ def check_mlp_steps(mlp: MlpPolicy, dtype: torch.dtype, trajectories: Trajectori
     observations, actions = trajectories.observations, trajectories.actions
     if type(observations) is not Tensor or type(actions) is not Tensor:
         raise ValueError("observations or actions are not plain tensors")
-    if observations.dtype != dtype or observations.shape[1] != mlp.widths[0]:
+    if observations.dtype != dtype or observations.shape[1:] != (mlp.widths[0],):
         raise ValueError(f"observations are not {mlp.widths[0]} numbers of {dtype} a step")
     if mlp.head == "categorical":
         if actions.is_floating_point() or actions.numel() != len(actions):
@@ -111,10 +125,10 @@ class NativeChunk:
         self._native: Any = native.linearize_mlp(
             *mlp,
             torch.cat([p.detach().reshape(-1) for p in policy.params]),
-            policy.buffers["log_std"].to(self._like) if mlp.head == "fixed" else None,
-            chunk.observations.contiguous(),
-            actions.contiguous(),
-            offsets.contiguous(),
+            plain(policy.buffers["log_std"]) if mlp.head == "fixed" else None,
+            plain(chunk.observations),
+            plain(actions),
+            plain(offsets),
             torch.get_num_threads(),
         )
         self._operators: dict[tuple[bool, ...], tuple[tuple[Tensor | None, ...], Any]] = {}
@@ -158,25 +172,30 @@ class NativeChunk:
         return out
 
     def operator(self, weights: _Weights, damping: float) -> Any:
-        """v ↦ `second_order(v, weights)` + damping·v as an object of `_native`, for solvers there."""
+        """v ↦ `second_order(v, weights)` + damping·v as an object of `_native`, for solvers there.
+
+        Without damping it is kept until other weights come for the same terms; their numbers tell.
+        """
+        if damping:
+            return self._made(weights, damping)
+        terms = tuple(w is not None for w in weights)
+        built_for, operator = self._operators.get(terms, ((), None))
+        if operator is None or not all(map(_same, built_for, weights)):
+            operator = self._made(weights, 0.0)
+            self._operators[terms] = tuple(None if w is None else w.detach().clone() for w in weights), operator
+        return operator
+
+    def _made(self, weights: _Weights, damping: float) -> Any:
         inputs = [None if w is None else self._input(w) for w in weights]
         return self._native.curvature(*inputs, damping, torch.get_num_threads())
 
     def _apply(self, weights: _Weights, v: Tensor, along: Tensor | None) -> Tensor:
-        """The operator of these weights is kept until others come for the same terms; their numbers tell."""
-        terms = tuple(w is not None for w in weights)
-        built_for, operator = self._operators.get(terms, ((), None))
-        if operator is None or not all(map(_same, built_for, weights)):
-            operator = self.operator(weights, 0.0)
-            self._operators[terms] = tuple(None if w is None else w.detach().clone() for w in weights), operator
         out = self._like.new_empty(self._native.num_params)
-        operator.apply(self._input(v), out, along, torch.get_num_threads())
+        self.operator(weights, 0.0).apply(self._input(v), out, along, torch.get_num_threads())
         return out
 
     def _input(self, tensor: Tensor) -> Tensor:
-        if tensor.dtype == self._like.dtype and tensor.is_contiguous() and not tensor.is_neg():
-            return tensor
-        return tensor.detach().to(self._like.dtype).contiguous().resolve_neg()
+        return plain(tensor.to(self._like.dtype))
 
 
 def _same(kept: Tensor | None, given: Tensor | None) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ..ops.ensemble_rewards import LEAKY_SLOPE, ensemble_rewards
 from .mlp import BatchedLinear
+from .unchanged import change_of
 
 
 class RewardEnsemble(nn.Module):
@@ -55,17 +55,11 @@ class RewardEnsemble(nn.Module):
 
     def plain_layers(self) -> tuple[list[Tensor], list[Tensor]] | None:
         """Weights and biases of all layers, or None if calling a layer does more than they say: a hook, another module."""
-        layers = [layer for layer in self.layers if _is_plain(layer)]
-        if len(layers) < len(self.layers):
+        layers = [layer for layer in self.layers if type(layer) is BatchedLinear]
+        if len(layers) < len(self.layers) or change_of(self.layers, "layers") is not None:
             return None
         return [layer.weight for layer in layers], [layer.bias for layer in layers]
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """(T, do), (T, da) -> (T,), the mean over members."""
         return self.member_rewards(observations, actions).mean(0)
-
-
-def _is_plain(layer: nn.Module) -> TypeGuard[BatchedLinear]:
-    return type(layer) is BatchedLinear and not (
-        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    )

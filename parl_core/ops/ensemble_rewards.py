@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .preference_loss import any_transformed
-from .registry import Kernel, Op, requested_backend
+from .registry import Kernel, Op
+from .segments import is_legacy_batched, plain
 
 LEAKY_SLOPE = 0.01
 MAX_LAYERS = 16  # of the native kernel
@@ -40,11 +41,12 @@ def ensemble_rewards(
         BackendError: the backend asked for cannot be used here.
         TypeError, ValueError: tensors of a wrong dtype or shape.
     """
+    _check(inputs, weights, biases)
     if torch.compiler.is_compiling():
         return reference(inputs, weights, biases)
     tensors = (inputs, *weights, *biases)
     name = _OP.select(inputs, backend)
-    unsupported = (backend or requested_backend()) is None and not _is_supported(inputs, weights)
+    unsupported = _OP.requested(backend) is None and not _is_supported(inputs, weights, biases)
     if name == "reference" or unsupported or any_transformed(tensors):
         return reference(inputs, weights, biases)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
@@ -60,9 +62,37 @@ def reference(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor
     return torch.tanh(torch.baddbmm(biases[-1], values, weights[-1])).squeeze(-1)
 
 
-def _is_supported(inputs: Tensor, weights: Sequence[Tensor]) -> bool:
+def _check(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+    if not weights or len(weights) != len(biases):
+        raise ValueError(
+            f"weights and biases must be of the same layers, at least one, got {len(weights)} and {len(biases)}"
+        )
+    if not inputs.is_floating_point():
+        raise TypeError(f"inputs must be of a floating-point dtype, got {inputs.dtype}")
+    if weights[0].dim() != 3:
+        raise ValueError(f"weights[0] must be of shape (members, in, out), got {tuple(weights[0].shape)}")
+    members, width, _ = weights[0].shape
+    if inputs.dim() not in (2, 3) or inputs.shape[-1] != width or (inputs.dim() == 3 and inputs.shape[0] != members):
+        raise ValueError(
+            f"inputs must be of shape (T, {width}) or ({members}, T, {width}), as weights[0] has it, "
+            f"got {tuple(inputs.shape)}"
+        )
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        out = 1 if layer == len(weights) - 1 else weight.shape[-1]
+        if weight.shape != (members, width, out):
+            raise ValueError(
+                f"weights[{layer}] must be of shape ({members}, {width}, {out}), got {tuple(weight.shape)}"
+            )
+        if bias.shape != (members, 1, out):
+            raise ValueError(f"biases[{layer}] must be of shape ({members}, 1, {out}), got {tuple(bias.shape)}")
+        width = out
+
+
+def _is_supported(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
     """Whether the native kernel takes these; a dtype that differs is left to the reference to refuse."""
-    return len(weights) <= MAX_LAYERS and all(weight.dtype == inputs.dtype for weight in weights) and inputs.numel() > 0
+    return (
+        len(weights) <= MAX_LAYERS and all(p.dtype == inputs.dtype for p in (*weights, *biases)) and inputs.numel() > 0
+    )
 
 
 def widths(weights: Sequence[Tensor]) -> list[int]:
@@ -91,8 +121,8 @@ def _load_cpp() -> Kernel:
 
 
 def dense(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each contiguous, as the native kernel reads them."""
-    return [tensor.contiguous() for tensor in tensors]
+    """Each as the native kernel reads them."""
+    return [plain(tensor) for tensor in tensors]
 
 
 _OP = Op("ensemble_rewards", reference)
@@ -113,9 +143,12 @@ class _EnsembleRewards(torch.autograd.Function):
         inputs, *params = ctx.saved_tensors
         weights, biases = params[: ctx.num_layers], params[ctx.num_layers :]
         wants_inputs, _, *wanted = ctx.needs_input_grad
-        if torch.is_grad_enabled():
+        differentiated = torch.is_grad_enabled()
+        if differentiated or is_legacy_batched(gradient):
             asked = [inputs] * wants_inputs + [p for p, wants in zip(params, wanted, strict=True) if wants]
-            found = iter(torch.autograd.grad(reference(inputs, weights, biases), asked, gradient, create_graph=True))
+            with torch.enable_grad():
+                rewards = reference(inputs, weights, biases)
+            found = iter(torch.autograd.grad(rewards, asked, gradient, create_graph=differentiated))
             by_inputs = next(found) if wants_inputs else None
             return by_inputs, None, *(next(found) if wants else None for wants in wanted)
         native = importlib.import_module("parl_core._native")

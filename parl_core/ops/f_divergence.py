@@ -19,6 +19,7 @@ from torch.autograd.forward_ad import unpack_dual
 from ..trajectories import check_offset_values
 from .f_divergence_terms import Term, jet, term_of
 from .registry import Kernel, Op
+from .segments import is_wrapped, plain
 
 
 def f_divergence(
@@ -157,15 +158,11 @@ def _run_sum(
     gradient: Tensor | None,
     backend: str,
 ) -> Tensor:
-    log_ratio = _plain(log_ratio)
+    log_ratio = plain(log_ratio)
     if offsets is not None:
         offsets = offsets.contiguous()
         check_offset_values(offsets, log_ratio.shape[0])
-    return _SUM.kernel(backend)(log_ratio, offsets, None if weights is None else _plain(weights), term, gradient)
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().resolve_neg()
+    return _SUM.kernel(backend)(log_ratio, offsets, None if weights is None else plain(weights), term, gradient)
 
 
 class _Sum(torch.autograd.Function):
@@ -190,7 +187,7 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         log_ratio, weights, offsets = ctx.saved_tensors
         gradient, ctx.gradient = ctx.gradient, None
-        differentiated = torch.is_grad_enabled() or is_functorch_wrapped_tensor(cotangent)
+        differentiated = torch.is_grad_enabled() or is_wrapped(cotangent)
         if gradient is not None and not differentiated and not ctx.needs_input_grad[1]:
             if cotangent.device.type != "cpu" or cotangent.item() != 1.0:
                 gradient.mul_(cotangent)
@@ -263,7 +260,7 @@ def _terms(log_ratio: Tensor, term: Term, order: int, backend: str | None) -> Te
 
 
 def _run_terms(log_ratio: Tensor, term: Term, order: int, backend: str | None) -> Tensor:
-    flat = _plain(log_ratio).reshape(-1)
+    flat = plain(log_ratio).reshape(-1)
     return _TERMS.kernel(_TERMS.select(flat, backend))(flat, term, order).reshape(log_ratio.shape)
 
 

@@ -28,6 +28,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from ..trajectories import check_offset_values
 from .registry import Kernel, Op
+from .segments import is_legacy_batched, plain
 
 
 class PairsLoss(NamedTuple):
@@ -120,7 +121,7 @@ def _load_cpp() -> Kernel:
         first: Tensor, second: Tensor, labels: Tensor, first_offsets: Tensor | None, second_offsets: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Losses, logits and correct."""
-        first, second, labels = _dense(first), _dense(second), _dense(labels.to(first.dtype))
+        first, second, labels = plain(first), plain(second), plain(labels.to(first.dtype))
         members = first.shape[:-2] if first_offsets is None else first.shape[:-1]
         shape = (*members, labels.shape[-1])
         losses, logits = first.new_empty(shape), first.new_empty(shape)
@@ -132,10 +133,6 @@ def _load_cpp() -> Kernel:
         return losses, logits, correct
 
     return cpp
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().resolve_neg()
 
 
 def _dense_offsets(offsets: Tensor | None) -> Tensor | None:
@@ -182,7 +179,7 @@ class _PreferenceLoss(torch.autograd.Function):
 
 def _spread(slopes: Tensor, rewards: Tensor, offsets: Tensor | None) -> Tensor:
     """To every step what its segment receives: (members, M) -> the shape of `rewards`."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or is_legacy_batched(slopes):
         if offsets is None:
             return slopes.unsqueeze(-1).expand_as(rewards)
         return slopes.repeat_interleave(offsets.diff(), -1, output_size=rewards.shape[-1])

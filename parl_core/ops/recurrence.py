@@ -26,6 +26,7 @@ from .segments import (
     check_steps,
     from_time_major,
     is_differentiated,
+    is_legacy_batched,
     neighbour,
     plain,
     plain_offsets,
@@ -82,12 +83,15 @@ def reference(values: Tensor, coefficients: Tensor | float, offsets: Tensor | No
     x = time_major(values, offsets)
     c = time_major(coefficients, offsets) if isinstance(coefficients, Tensor) else torch.full_like(x, coefficients)
     horizon, number = x.shape
-    carry = x.new_zeros(number)
+    carry, rows = x.new_zeros(number), []
     for h in reversed(range(horizon)) if reverse else range(horizon):
         link = c[h] if reverse else c[h - 1]
         linked = h + 1 < offsets.diff() if reverse else torch.full((number,), h > 0, device=x.device)
-        carry = x[h] = x[h] + torch.where(linked, link * carry, 0)
-    return from_time_major(x, offsets, values)
+        carry = x[h] + torch.where(linked, link * carry, 0)
+        rows.append(carry)
+    if not rows:
+        return values.clone()
+    return from_time_major(torch.stack(rows[::-1] if reverse else rows), offsets, values)
 
 
 def _load_cpp(name: str) -> Callable[[], Kernel]:
@@ -141,6 +145,8 @@ def _differentiable(
 
 
 def _run(values: Tensor, coefficients: Tensor | float, offsets: Tensor | None, reverse: bool, backend: str) -> Tensor:
+    if is_legacy_batched(values) or (isinstance(coefficients, Tensor) and is_legacy_batched(coefficients)):
+        return reference(values, coefficients, offsets, reverse)
     if isinstance(coefficients, Tensor):
         coefficients = plain(coefficients)
     offsets = plain_offsets(offsets, values, backend)

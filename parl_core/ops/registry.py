@@ -3,6 +3,9 @@
 The choice is, in this order: the op's `backend` argument; the innermost `with backend("…")`; the device's
 best. A backend asked for by name that is unavailable, or that does not support the dtype or device at hand,
 raises with the reason. Only the automatic choice moves on to the next best.
+
+An argument speaks of one op, a context of all that run in it: ops that have no implementation at all in the context's
+backend choose by themselves, as if there were no context. As an argument such a backend raises.
 """
 
 from __future__ import annotations
@@ -72,8 +75,9 @@ def available_backends() -> tuple[str, ...]:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within this context every op uses the backend `name`, unless its own argument says otherwise.
+    """Within this context every op that is implemented in backend `name` uses it, unless its own argument says otherwise.
 
+    Where an op is implemented in it, but not for the dtype, device or policy at hand, the op raises BackendError.
     It holds for the current thread or asynchronous task, and for the derivatives of what is computed in it.
 
     Raises:
@@ -146,14 +150,21 @@ class Op:
             return f"its kernel cannot be loaded ({type(error).__name__}: {error})"
         return None
 
-    def select(self, tensor: torch.Tensor, requested: str | None) -> str:
+    def requested(self, argument: str | None) -> str | None:
+        """What was asked for: the argument, or the context's backend if this op is implemented in it, or else None."""
+        if argument is not None:
+            return argument
+        context = requested_backend()
+        return context if context in self._implementations else None
+
+    def select(self, tensor: torch.Tensor, argument: str | None) -> str:
         """The name of the backend that computes this op on tensors like `tensor`.
 
         Raises:
-            UnknownNameError: there is no backend `requested`.
+            UnknownNameError: there is no backend `argument`.
             BackendError: the backend asked for, by argument or by context, cannot compute it.
         """
-        requested = requested if requested is not None else requested_backend()
+        requested = self.requested(argument)
         device_type, dtype = tensor.device.type, tensor.dtype
         if requested is not None:
             if requested not in _WHY_UNAVAILABLE:

@@ -94,6 +94,16 @@ def is_differentiated(*tensors: Tensor | None) -> bool:
     return False
 
 
+def is_legacy_batched(tensor: Tensor) -> bool:
+    """Whether `tensor` is a batch under autograd's own vmap, that of `is_grads_batched=True`: it has no memory to read."""
+    return _functorch.is_legacy_batchedtensor(tensor)
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether a transformation of torch.func, or autograd's own vmap, hides the memory of `tensor`."""
+    return _functorch.is_functorch_wrapped_tensor(tensor) or is_legacy_batched(tensor)
+
+
 def plain(tensor: Tensor) -> Tensor:
     """`tensor` as kernels read it: without its graph, contiguous, its sign resolved."""
     if tensor.requires_grad:
@@ -159,9 +169,10 @@ def time_major(steps: Tensor, offsets: Tensor) -> Tensor:
     lengths = offsets.diff()
     horizon = int(lengths.max()) if len(lengths) else 0
     dtype = steps.dtype if steps.dtype == torch.float64 else torch.float32
-    padded = torch.zeros(horizon, len(lengths), dtype=dtype, device=steps.device)
-    padded[_places(offsets)] = steps.reshape(-1).to(dtype)
-    return padded
+    time = torch.arange(horizon, device=steps.device).unsqueeze(1)
+    place = (offsets[:-1] + time).clamp(max=steps.numel() - 1)
+    # Nothing is written in place, since autograd's own vmap could not follow.
+    return torch.where(time < lengths, steps.reshape(-1).to(dtype)[place], 0)
 
 
 def from_time_major(padded: Tensor, offsets: Tensor, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import NonFiniteError
 from ..models.rewards import RewardEnsemble
+from ..models.unchanged import change_of
 from ..ops.ensemble_rewards import MAX_LAYERS, dense, widths
 from ..ops.preference_loss import preference_loss
 from ..ops.registry import Op
@@ -247,7 +248,7 @@ def _native_gradient(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """The same, segment sums, loss and backward pass included, while a few pairs at a time stay in the cache."""
     params = list(ensemble.parameters())
-    weights, biases = ensemble.plain_layers() or ([], [])
+    weights, biases = _plain_layers(ensemble, params)
     if not 1 <= len(weights) <= MAX_LAYERS or dataset.segments.dtype != params[0].dtype:
         return _reference_gradient(ensemble, dataset, indices)
     native = importlib.import_module("parl_core._native")
@@ -258,6 +259,18 @@ def _native_gradient(
         torch.get_num_threads(),
     )  # fmt: skip
     return torch.tensor(loss, dtype=params[0].dtype), torch.tensor(correct), gradients
+
+
+def _plain_layers(ensemble: RewardEnsemble, params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases if a gradient for `params` is that of these alone, else none."""
+    layers = ensemble.plain_layers() if type(ensemble) is RewardEnsemble else None
+    if layers is None or change_of(ensemble, "the ensemble") is not None:
+        return [], []
+    own = [tensor for pair in zip(*layers, strict=True) for tensor in pair]
+    same = len(own) == len(params) and all(one is other for one, other in zip(own, params, strict=True))
+    if not same or any(not param.requires_grad or param._backward_hooks for param in params):
+        return [], []
+    return layers
 
 
 _GRADIENT = Op("RewardLearner.gradient", _reference_gradient)

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..optim import adam_state
+from ..models.mlp import BatchedLinear
+from ..models.policies import GaussianPolicy
+from ..models.unchanged import change_of
+from ..optim import adam_state, is_plain_adam
 
 if TYPE_CHECKING:
     from .replay import Batch
@@ -29,6 +32,7 @@ class NativeCache:
     def __init__(self) -> None:
         self.updater: BoundSAC | None = None
         self.actor: Any = None
+        self.actor_params: list[Tensor] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NativeCache:
         return NativeCache()  # a copied agent has tensors of its own
@@ -39,7 +43,7 @@ class NativeCache:
 
 def update(sac: SAC, batch: Batch) -> dict[str, Tensor]:
     """As `SAC.update`."""
-    if len(sac.config.hidden) > MAX_HIDDEN:
+    if not _is_plain(sac):
         return sac._reference_update(batch)
     updater = sac.native.updater
     if updater is None or not updater.is_current(sac):
@@ -49,12 +53,55 @@ def update(sac: SAC, batch: Batch) -> dict[str, Tensor]:
 
 def act(sac: SAC, observation: np.ndarray, deterministic: bool) -> np.ndarray:
     """As `SAC.act`."""
+    if not _is_plain_actor(sac):
+        return sac._reference_act(observation, deterministic)
     actor = sac.native.actor
-    if actor is None or not actor.is_current():
+    params: list[Tensor] = list(sac.actor.parameters())
+    if actor is None or not (_are_same(sac.native.actor_params, params) and actor.is_current()):
         native = importlib.import_module("parl_core._native")
-        actor = sac.native.actor = native.Actor(list(sac.actor.parameters()))
-    noise = None if deterministic else torch.randn(1, sac.actor.act_dim, generator=sac.generator)
+        actor = sac.native.actor = native.Actor(params)
+        sac.native.actor_params = params
+    noise = None
+    if not deterministic:
+        noise = torch.randn(1, sac.actor.act_dim, generator=sac.generator, dtype=torch.float32)
     return actor.act(observation, noise)
+
+
+def _is_plain(sac: SAC) -> bool:
+    """Whether networks and optimisers compute what those that the constructor made would."""
+    from .sac import TwinCritic
+
+    if not (_is_plain_actor(sac) and is_plain_adam(sac.actor_optimizer) and is_plain_adam(sac.critic_optimizer)):
+        return False
+    for critic in (sac.critic, sac.target_critic):
+        kinds = {type(layer) for layer in critic.layers}
+        if type(critic) is not TwinCritic or kinds != {BatchedLinear} or change_of(critic, "the critic") is not None:
+            return False
+    groups = [*sac.actor_optimizer.param_groups, *sac.critic_optimizer.param_groups]
+    learned: list[list[Tensor]] = [list(sac.actor.parameters()), [sac.log_temperature], list(sac.critic.parameters())]
+    # The reference updates the parameters it was made with, of which each optimiser's groups are a copy.
+    kept: list[list[Tensor]] = [sac._actor_params, [sac.log_temperature], sac._critic_params]
+    if len(groups) != 3 or len({(*group["betas"], group["eps"]) for group in groups}) > 1:
+        return False
+    for group, params, known in zip(groups, learned, kept, strict=True):
+        if not (_are_same(group["params"], params) and _are_same(known, params)):
+            return False
+        if any(not param.requires_grad or param._backward_hooks for param in params):
+            return False
+    return _are_same(sac._target_params, list(sac.target_critic.parameters()))
+
+
+def _is_plain_actor(sac: SAC) -> bool:
+    actor, hidden = sac.actor, len(sac.config.hidden)
+    if type(actor) is not GaussianPolicy or not actor.squash or actor.log_std_kind != "state":
+        return False
+    expected = [nn.Linear, nn.ReLU] * hidden + [nn.Linear]
+    kinds = [type(layer) for layer in actor.network]
+    return hidden <= MAX_HIDDEN and kinds == expected and change_of(actor, "the actor") is None
+
+
+def _are_same(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 class BoundSAC:
@@ -76,11 +123,13 @@ class BoundSAC:
             _lists(actor, [sac.log_temperature]),
         )
         self._states = actor.state, critic.state
+        self._params = _params(sac)
 
     def is_current(self, sac: SAC) -> bool:
         """Whether everything is still where it was when this was made."""
         actor, critic = self._states
-        return sac.actor_optimizer.state is actor and sac.critic_optimizer.state is critic and self._kernel.is_current()
+        same_states = sac.actor_optimizer.state is actor and sac.critic_optimizer.state is critic
+        return same_states and _are_same(self._params, _params(sac)) and self._kernel.is_current()
 
     def update(self, sac: SAC, batch: Batch) -> dict[str, Tensor]:
         config = sac.config
@@ -104,6 +153,11 @@ class BoundSAC:
         sac.num_updates += 1
         scalars = torch.tensor(report, dtype=dtype).unbind()
         return dict(zip(("critic_loss", "actor_loss", "entropy", "temperature"), scalars, strict=True))
+
+
+def _params(sac: SAC) -> list[Tensor]:
+    modules = (sac.actor, sac.critic, sac.target_critic)
+    return [sac.log_temperature, *(param for module in modules for param in module.parameters())]
 
 
 def _lists(optimizer: torch.optim.Adam, params: Iterable[Tensor]) -> tuple[list[Any], ...]:

@@ -125,7 +125,7 @@ class SAC:
         observations = torch.from_numpy(np.asarray(observation, dtype=np.float32)).unsqueeze(0)
         mean, log_std = self.actor.mean_and_log_std(observations)
         if not deterministic:
-            mean = mean + log_std.exp() * torch.randn(mean.shape, generator=self.generator)
+            mean = mean + log_std.exp() * torch.randn(mean.shape, generator=self.generator, dtype=mean.dtype)
         return torch.tanh(mean)[0].numpy()
 
     def update(self, batch: Batch, *, backend: str | None = None) -> dict[str, Tensor]:

@@ -22,15 +22,25 @@ def test_table_tells_ranges_over_the_sizes():
     ]
 
 
-def test_ours_is_the_first_of_ours_and_a_contest_without_it_is_left_out():
+def test_ours_is_the_first_of_ours():
     contest = Contest(
         topic="t",
         name="n",
         entries=(timed("peer", 3.0), timed("default", 2.0, ours=True), timed("other", 1.0, ours=True)),
     )
     assert "| t: n | 1 | 2 s | – | – | peer |" in table([results(contest)])
-    wrong = Contest(topic="t", name="n", entries=(Entry(name="default", ours=True, withheld="wrong: x"),))
-    assert len(table([results(hvp(), wrong)]).splitlines()) == 5
+    assert len(table([results(hvp(), Contest(topic="t", name="n", entries=(timed("peer", 3.0),)))]).splitlines()) == 5
+
+
+def test_no_other_of_ours_stands_in_for_the_first():
+    wrong = Contest(
+        topic="t",
+        name="n h64",
+        entries=(Entry(name="default", ours=True, withheld="wrong: x"), timed("other", 1.0, ours=True)),
+    )
+    right = Contest(topic="t", name="n h256", entries=(timed("default", 2.0, ours=True),))
+    assert "| t: n | 1 | – (1 withheld) | – | – |  |" in table([results(wrong)])
+    assert "| t: n | 2 | 2 s (1 withheld) | – | – |  |" in table([results(wrong, right)])
 
 
 def test_environments_that_differ_are_told_one_by_one():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.harness import Peer, WrongAnswer, against, copy_floor, gemm_floor
+from benchmarks.harness import Peer, WrongAnswer, against, copy_floor, gemm_floor, moved_alike
 from benchmarks.harness.clock import seconds_per_call
 from benchmarks.harness.contest import MAX_ROUNDS, MIN_ROUNDS, run_contest
 from benchmarks.harness.floors import Floor
@@ -185,6 +185,16 @@ def test_what_is_missing_and_what_breaks():
     assert entries["ours"].median == 1.0
 
 
+def test_ours_cannot_be_missing():
+    def missing():
+        import a_package_that_nobody_has  # noqa: F401
+
+    watch = Stopwatch()
+    result, entries = contest(watch, ours={"ours": missing, "other": watch.runner("other", 1.0)})
+    assert entries["ours"].withheld.startswith("failed: ModuleNotFoundError: No module named")
+    assert result.broken == [entries["ours"]]
+
+
 def test_nobody_is_fit():
     watch = Stopwatch()
     floor = Floor(watch.runner("floor", 1.0)(), 1.0, "work")
@@ -219,6 +229,38 @@ def test_errors_are_relative_to_the_largest_entry():
     assert against(torch.zeros(2), 1e-3)(torch.full((2,), 5e-4)) == pytest.approx(5e-4)  # nothing to be relative to
     with pytest.raises(WrongAnswer):
         check(np.array([0.0, 100.0]))
+
+
+def test_blocks_are_judged_by_their_own_largest_entry():
+    reference = torch.tensor([[1e-2, 1e-2, 100.0], [1e-2, 2e-2, 50.0]])
+    wrong = reference.clone()
+    wrong[1, 0] = 0.0
+    assert against(reference, 1e-3)(wrong) == pytest.approx(1e-4)
+    check = against(reference, 1e-3, blocks=[2, 1])
+    assert check(reference) == 0.0
+    with pytest.raises(WrongAnswer, match=r"5\.0e-01"):
+        check(wrong)
+    with pytest.raises(ValueError, match=r"blocks must add up to the last dimension, got \[2\]"):
+        against(reference, 1e-3, blocks=[2])
+
+
+@pytest.mark.parametrize("check_of", [lambda x: against(x, 1e-3), lambda x: moved_alike(np.zeros(2), x, 1e-3)])
+def test_an_answer_in_the_references_own_memory_is_checked(check_of):
+    reference = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    check = check_of(reference)
+    reference[0] = 5.0
+    with pytest.raises(WrongAnswer):
+        check(reference)
+
+
+def test_training_is_judged_by_the_way_it_went():
+    start, end = [torch.full((4,), 100.0), torch.zeros(1)], [torch.full((4,), 100.5), torch.ones(1)]
+    check = moved_alike(start, end, rtol=0.1)
+    assert check(end) == 0.0
+    assert check([torch.tensor([100.5, 100.5, 100.5, 100.6]), torch.ones(1)]) == pytest.approx(0.1, rel=1e-4)
+    for wrong in (start, [end[0], start[1]], [torch.full((4,), math.nan), end[1]]):
+        with pytest.raises(WrongAnswer, match=r"its error is (1\.0e\+00|nan)"):
+            check(wrong)
 
 
 class Clock:

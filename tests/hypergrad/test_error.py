@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import parl_core as parl
+from parl_core.hypergrad.estimators import error
 from tests.hypergrad.enumerated import DTYPE, Enumerated
+from tests.hypergrad.systems import F64, CountedBlocks, spd
 from tests.hypergrad.test_estimators import relative, utility_loss
 from tests.hypergrad.test_variance import Sampled
 
@@ -306,3 +308,11 @@ def test_a_newton_step_that_is_far_too_long_still_gives_a_number():
     )
     assert torch.isfinite(result.error.lower_bias).all()
     assert result.error.lower_bias.norm() > result.total.norm()
+
+
+def test_pcg_gets_its_right_hand_sides_as_one_block():
+    matrix, _ = spd(5)
+    operator, rows = CountedBlocks(matrix), torch.eye(3, 5, dtype=F64)
+    found, _ = error._solve(parl.PCG(rtol=1e-10), operator, rows)
+    torch.testing.assert_close(found @ matrix, rows, rtol=0.0, atol=1e-8)
+    assert operator.shapes[0] == (3, 5)

@@ -230,3 +230,13 @@ def test_float32_finds_the_same():
     weights = {name: w.float() if isinstance(w, torch.Tensor) else w for name, w in weights.items()}
     found = preconditioner(policy.float(), trajectories.to(torch.float32), **weights).apply(vector.float())
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_later_changes_of_a_fixed_log_std_are_not_felt():
+    policy, trajectories, weights = problem(HEADS["fixed"]((4,), "tanh"))
+    captured = CapturedPolicy(policy)
+    expected = preconditioner(policy, trajectories, **weights)
+    policy.log_std += 1.0
+    found = last_layers_preconditioner(captured, trajectories.observations, trajectories.actions, **weights)
+    size = sum(p.numel() for p in captured.params)
+    assert torch.equal(dense_inverse(found, size), dense_inverse(expected, size))

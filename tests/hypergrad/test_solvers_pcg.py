@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -90,6 +93,53 @@ def test_another_size_or_dtype_makes_its_own(size, dtype):
     other = Knowing(matrix)
     assert solver(other, rhs).status is parl.Status.CONVERGED
     assert other.asked == 1
+
+
+def test_a_first_solve_that_did_not_converge_keeps_nothing():
+    matrix, rhs = scaled()
+    operator = Knowing(matrix)
+    solver = parl.PCG(rtol=1e-8, max_iterations=3)
+    assert solver(operator, rhs).status is parl.Status.MAX_ITERATIONS
+    solver(operator, rhs)
+    assert operator.asked == 2
+
+
+def test_a_solve_that_did_not_converge_forgets_the_one_that_was_kept():
+    """Within the limit of 1.5 times the iterations, so that their number alone would not show it."""
+    matrix, rhs = scaled()
+    fresh = parl.PCG(rtol=1e-8)(Knowing(matrix), rhs).iterations
+    solver = parl.PCG(rtol=1e-8, max_iterations=fresh + 1)
+    solver(Knowing(matrix), rhs)
+    other = Knowing(matrix.flip(0, 1).contiguous())
+    assert solver(other, rhs).status is parl.Status.MAX_ITERATIONS
+    assert solver(other, rhs).status is parl.Status.CONVERGED
+    assert other.asked == 1
+
+
+@pytest.mark.parametrize(("damping", "asked"), [(0.6, 0), (1.9, 0), (0.0, 1), (0.4, 1), (2.1, 1), (1e3, 1)])
+def test_a_damping_of_another_size_makes_its_own(damping, asked):
+    matrix, rhs = scaled()
+    solver = parl.PCG()
+    solver(Knowing(matrix, 1.0), rhs)
+    other = Knowing(matrix, damping)
+    solver(other, rhs)
+    assert other.asked == asked
+
+
+def test_copies_and_hashes():
+    """A used solver travels by pickle without the functions that it keeps; a shallow copy shares them."""
+    matrix, rhs = scaled()
+    operator, solver = Knowing(matrix), parl.PCG(rtol=1e-8, max_iterations=50)
+    solver(operator, rhs)
+    for travelled in (pickle.loads(pickle.dumps(solver)), copy.deepcopy(solver)):
+        assert travelled == solver
+        assert hash(travelled) == hash(solver)
+        travelled(operator, rhs)
+    assert operator.asked == 3
+    copy.copy(solver)(operator, rhs)
+    solver(operator, rhs)
+    assert operator.asked == 3
+    assert len({solver, parl.PCG(rtol=1e-8, max_iterations=50), parl.PCG()}) == 2
 
 
 def test_what_a_nan_made_is_not_kept():

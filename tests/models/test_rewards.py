@@ -47,3 +47,26 @@ def test_wrong_inputs_are_named():
         RewardEnsemble(3, 2, members=0)
     with pytest.raises(ValueError, match="actions must have 2 columns"):
         RewardEnsemble(3, 2)(torch.zeros(4, 3), torch.zeros(4, 1))
+
+
+def test_every_change_of_a_layer_is_felt():
+    torch.manual_seed(0)
+    ensemble = RewardEnsemble(3, 2, (7, 5))
+    observations, actions = torch.randn(9, 3), torch.randn(9, 2)
+    before = ensemble(observations, actions).detach()
+
+    def half(module, args, output):
+        return 0.5 * output
+
+    handle = nn.modules.module.register_module_forward_hook(half)
+    try:
+        hooked = ensemble.member_rewards(observations, actions).detach()
+    finally:
+        handle.remove()
+    assert not torch.allclose(hooked.mean(0), before, atol=1e-3)
+    layer = ensemble.layers[0]
+    original = layer.forward
+    layer.forward = lambda inputs: 0.5 * original(inputs)
+    assert not torch.allclose(ensemble(observations, actions), before, atol=1e-3)
+    del layer.forward
+    assert torch.equal(ensemble(observations, actions), before)

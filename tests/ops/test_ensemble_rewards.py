@@ -217,3 +217,54 @@ def test_native_module_checks_its_tensors():
     ]:
         with pytest.raises(error, match=message):
             forward(**changes)
+
+
+def negated(tensor: Tensor) -> Tensor:
+    """The same numbers in a tensor whose memory holds their negatives."""
+    return torch._neg_view(-tensor)
+
+
+def test_negative_views_are_resolved():
+    case = random_case(2, [3, 4, 1], 6, False, torch.float64)
+    inputs, weights, biases = case
+    cotangents = torch.randn(2, 6, dtype=torch.float64)
+    expected = reference(*case)
+    by_all = torch.autograd.grad(expected, [inputs, *weights, *biases], cotangents)
+    some = negated(inputs), [negated(w) for w in weights], [negated(b) for b in biases]
+    assert_all_close([ensemble_rewards(*some, backend="cpp")], [expected], 1e-12)
+    with torch.no_grad():
+        assert_all_close([ensemble_rewards(*some, backend="cpp")], [expected], 1e-12)
+    found = torch.autograd.grad(
+        ensemble_rewards(*case, backend="cpp"), [inputs, *weights, *biases], negated(cotangents)
+    )
+    assert_all_close(list(found), list(by_all), 1e-12)
+
+
+def test_batched_cotangents():
+    case = random_case(2, [3, 4, 1], 6, False, torch.float64)
+    inputs, weights, biases = case
+    cotangents = torch.randn(5, 2, 6, dtype=torch.float64)
+    wanted = [inputs, *weights, *biases]
+    rewards = ensemble_rewards(*case, backend="cpp")
+    found = torch.autograd.grad(rewards, wanted, cotangents, is_grads_batched=True, retain_graph=True)
+    for number, cotangent in enumerate(cotangents):
+        alone = torch.autograd.grad(rewards, wanted, cotangent, retain_graph=True)
+        assert_all_close([part[number] for part in found], list(alone), 1e-12)
+
+
+@pytest.mark.parametrize("name", [None, "reference"])
+def test_arguments_that_do_not_fit_are_named(name):
+    inputs, weights, biases = torch.zeros(4, 2), [torch.zeros(3, 2, 5), torch.zeros(3, 5, 1)], [torch.zeros(3, 1, 5)]
+    biases.append(torch.zeros(3, 1, 1))
+    for arguments, error, message in [
+        ((inputs[0], weights, biases), ValueError, r"inputs must be of shape \(T, 2\) or \(3, T, 2\), .* got \(2,\)"),
+        ((inputs.expand(1, 4, 2), weights, biases), ValueError, r"inputs must be .* got \(1, 4, 2\)"),
+        ((inputs.long(), weights, biases), TypeError, "inputs must be of a floating-point dtype, got torch.int64"),
+        ((inputs, [], []), ValueError, "at least one, got 0 and 0"),
+        ((inputs, weights, biases[:1]), ValueError, "got 2 and 1"),
+        ((inputs, [weights[0][0], weights[1]], biases), ValueError, r"weights\[0\] must be of shape \(members"),
+        ((inputs, [weights[0], weights[0]], biases), ValueError, r"weights\[1\] must be of shape \(3, 5, 1\)"),
+        ((inputs, weights, [b.squeeze(1) for b in biases]), ValueError, r"biases\[0\] must be of shape \(3, 1, 5\)"),
+    ]:
+        with pytest.raises(error, match=message):
+            ensemble_rewards(*arguments, backend=name)

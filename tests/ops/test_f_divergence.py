@@ -667,3 +667,13 @@ def test_native_module_checks_its_tensors():
     ]:
         with pytest.raises(error, match=message):
             call()
+
+
+def test_batched_cotangents():
+    ratios = torch.randn(6, dtype=torch.float64).requires_grad_()
+    value = f_divergence(ratios, "kl", torch.tensor([0, 2, 6]))
+    (found,) = torch.autograd.grad(
+        value, ratios, torch.tensor([1.0, -2.0]).double(), is_grads_batched=True, retain_graph=True
+    )
+    (alone,) = torch.autograd.grad(value, ratios)
+    torch.testing.assert_close(found, torch.stack((alone, -2.0 * alone)))

@@ -286,3 +286,18 @@ def test_native_module_checks_its_tensors():
     ]:
         with pytest.raises(error, match=message):
             native.preference_loss(**(good | changes))
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_batched_cotangents(ragged):
+    offsets = torch.tensor([0, 1, 3, 6]) if ragged else None
+    shape = (2, 6) if ragged else (2, 3, 2)
+    first, second = (torch.randn(shape, dtype=torch.float64).requires_grad_() for _ in range(2))
+    labels = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    loss = preference_loss(first, second, labels, offsets, offsets, reduction="none").loss
+    wanted = [first, second, labels]
+    cotangents = torch.randn(4, 2, 3, dtype=torch.float64)
+    found = torch.autograd.grad(loss, wanted, cotangents, is_grads_batched=True, retain_graph=True)
+    for number, cotangent in enumerate(cotangents):
+        for part, alone in zip(found, torch.autograd.grad(loss, wanted, cotangent, retain_graph=True), strict=True):
+            torch.testing.assert_close(part[number], alone)

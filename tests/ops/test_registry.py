@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import math
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import torch
 
 from parl_core.errors import UnknownNameError
 from parl_core.ops import BackendError, available_backends, backend, prefix_sum, recurrence, registry, support_table
+from parl_core.ops.ensemble_rewards import ensemble_rewards
 
 VALUES = torch.zeros(3)
 
@@ -92,6 +94,29 @@ def test_not_implemented_is_a_reason(monkeypatch):
     op = registry.Op("toy", lambda x: x)
     with pytest.raises(BackendError, match="it does not implement toy"):
         op.select(VALUES, "cpp")
+
+
+def test_a_context_leaves_alone_what_its_backend_does_not_implement(op):
+    del op._implementations["numba"]
+    with backend("numba"):
+        assert op.select(VALUES, None) == "cpp"
+        assert op.select(VALUES.double(), None) == "reference"
+        assert op.requested(None) is None
+        with pytest.raises(BackendError, match="it does not implement toy"):
+            op.select(VALUES, "numba")
+        with backend("reference"):
+            assert op.select(VALUES, None) == "reference"
+    with backend("cpp"), pytest.raises(BackendError, match=r"it computes in torch\.float32"):
+        op.select(VALUES.double(), None)
+
+
+def test_a_numba_context_around_ops_without_numba():
+    pytest.importorskip("numba")
+    inputs, weight, bias = torch.ones(4, 3), torch.ones(2, 3, 1), torch.zeros(2, 1, 1)
+    expected = torch.full((2, 4), math.tanh(3.0))
+    with backend("numba"):
+        torch.testing.assert_close(ensemble_rewards(inputs, [weight], [bias]), expected)
+        assert ensemble_rewards(inputs[:0], [weight], [bias]).shape == (2, 0)
 
 
 def test_kernel_that_does_not_load_is_a_reason(op):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
-from parl_core.ops import VTrace, available_backends, td_lambda, vtrace
+from parl_core.ops import VTrace, available_backends, gae, td_lambda, vtrace
 from tests.ops.ragged import LENGTHS, doubles, offsets_of, pieces, random_values
 
 SHORT = [4, 0, 1, 6]
@@ -255,3 +255,15 @@ def test_native_kernel_checks_its_tensors():
         correct(targets=FOUR)
     with pytest.raises(TypeError, match="advantages must be on the CPU"):
         correct(advantages=torch.empty(4, device="meta"))
+
+
+@pytest.mark.parametrize("offsets", [None, torch.tensor([0, 0, 2, 7])], ids=["one", "ragged"])
+def test_batched_cotangents(offsets):
+    steps = [torch.randn(7, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    for output in (*vtrace(*steps, 0.9, offsets), gae(*steps[1:], 0.9, 0.8, offsets)):
+        wanted = steps[1:]
+        found = torch.autograd.grad(output, wanted, torch.eye(7).double(), is_grads_batched=True, retain_graph=True)
+        for number, cotangent in enumerate(torch.eye(7).double()):
+            alone = torch.autograd.grad(output, wanted, cotangent, retain_graph=True)
+            for part, other in zip(found, alone, strict=True):
+                torch.testing.assert_close(part[number], other)

@@ -258,3 +258,57 @@ def test_the_native_gradient_leaves_what_it_does_not_know_to_torch(monkeypatch):
         learner.fit(dataset, max_epochs=1)
     learner.ensemble.layers[0].register_forward_hook(lambda module, inputs, output: output)
     learner.fit(dataset, max_epochs=1)
+
+
+class Doubled(RewardEnsemble):
+    def member_rewards(self, observations, actions):
+        return 2.0 * super().member_rewards(observations, actions)
+
+
+class Scaled(RewardEnsemble):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.scale = torch.nn.Parameter(torch.tensor(0.7))
+
+    def member_rewards(self, observations, actions):
+        return self.scale * super().member_rewards(observations, actions)
+
+
+def replaced(ensemble):
+    original = ensemble.member_rewards
+    ensemble.member_rewards = lambda observations, actions: 3.0 * original(observations, actions)
+
+
+def hooked(ensemble):
+    next(ensemble.parameters()).register_hook(lambda gradient: -gradient)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [(Doubled, None), (Scaled, None), (RewardEnsemble, replaced), (RewardEnsemble, hooked)],
+    ids=["subclass", "parameter", "replaced", "hook"],
+)
+def test_the_gradient_is_that_of_the_ensemble_as_it_is(kind, change):
+    torch.manual_seed(0)
+    ensemble = kind(3, 2, (8,))
+    if change is not None:
+        change(ensemble)
+    dataset = PreferenceDataset(10, 4, 3, 2)
+    dataset._segments.normal_()
+    dataset._labels.bernoulli_()
+    dataset._size = 10
+    indices = torch.arange(10).expand(3, -1)
+    found = _native_gradient(ensemble, dataset, indices)
+    expected = _reference_gradient(ensemble, dataset, indices)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_frozen_layer_is_refused_as_in_torch():
+    ensemble = RewardEnsemble(3, 2, (8,))
+    ensemble.layers[0].requires_grad_(False)
+    dataset = PreferenceDataset(10, 4, 3, 2)
+    dataset._segments.normal_()
+    dataset._labels.zero_()
+    dataset._size = 10
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        _native_gradient(ensemble, dataset, torch.arange(10).expand(3, -1))

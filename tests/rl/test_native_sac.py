@@ -308,3 +308,113 @@ def test_a_transposed_weight_is_refused():
     ]:
         with pytest.raises(ValueError, match="params must be of shape " + message):
             native.Actor(params)
+
+
+def slower_critic(sac):
+    sac.critic_optimizer.param_groups[0]["betas"] = (0.5, 0.9)
+
+
+def coarser_temperature(sac):
+    sac.actor_optimizer.param_groups[1]["eps"] = 1e-2
+
+
+def decayed(sac):
+    sac.critic_optimizer.param_groups[0]["weight_decay"] = 0.1
+
+
+def maximized(sac):
+    sac.actor_optimizer.param_groups[0]["maximize"] = True
+
+
+def tanh_actor(sac):
+    sac.actor.network[1] = torch.nn.Tanh()
+
+
+def hooked_actor(sac):
+    sac.actor.network[0].register_forward_hook(lambda module, args, output: 0.5 * output)
+
+
+def hooked_critic(sac):
+    sac.critic.layers[0].register_forward_hook(lambda module, args, output: 0.5 * output)
+
+
+def hooked_parameter(sac):
+    next(sac.critic.parameters()).register_hook(lambda gradient: 0.0 * gradient)
+
+
+CHANGES = [
+    slower_critic,
+    coarser_temperature,
+    decayed,
+    maximized,
+    tanh_actor,
+    hooked_actor,
+    hooked_critic,
+    hooked_parameter,
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_networks_and_optimisers_are_followed(dtype, change):
+    changed, plain = pair()
+    batch = random_batch(0, 32)
+    changed.update(batch)  # the change comes when the kernels are already bound
+    plain.update(batch, backend="reference")
+    for agent in (changed, plain):
+        change(agent)
+    for seed in range(3):
+        changed.update(random_batch(seed, 32))
+        plain.update(random_batch(seed, 32), backend="reference")
+    assert_same(changed, plain, 1e-10)
+
+
+@pytest.mark.parametrize("change", [tanh_actor, hooked_actor])
+def test_an_action_follows_a_changed_actor(change):
+    sac, plain = pair()
+    observation = np.ones(5)
+    before = sac.act(observation, deterministic=True)
+    for agent in (sac, plain):
+        change(agent)
+    with backend("reference"):
+        expected = plain.act(observation, deterministic=True)
+    found = sac.act(observation, deterministic=True)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+    assert not np.allclose(found, before, rtol=0, atol=1e-3)
+
+
+def test_a_frozen_or_replaced_actor_is_refused_as_in_torch():
+    sac, other = pair()
+    sac.update(random_batch(0, 32))
+    sac.actor.network[0].requires_grad_(False)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        sac.update(random_batch(0, 32))
+    sac, _ = pair()
+    observation = np.ones(5)
+    sac.act(observation, deterministic=True)
+    sac.actor = copy.deepcopy(other.actor)
+    with torch.no_grad():
+        sac.actor.network[-1].bias += 1.0
+    assert np.array_equal(
+        sac.act(observation, deterministic=True), copy.deepcopy(sac).act(observation, deterministic=True)
+    )
+    with pytest.raises(RuntimeError, match="appears to not have been used"):
+        sac.update(random_batch(0, 32))
+
+
+def test_another_default_dtype_later_changes_nothing():
+    sac, plain = pair()
+    observation, batch = np.ones(5), random_batch(0, 32)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = sac.act(observation)
+        with backend("reference"):
+            expected = plain.act(observation)
+        sac.update(batch)
+        plain.update(batch, backend="reference")
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == expected.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+    assert_same(sac, plain, 2e-5)

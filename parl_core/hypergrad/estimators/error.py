@@ -28,6 +28,7 @@ from ..solvers import (
     BIAS_RTOL,
     CG,
     MINRES,
+    PCG,
     Dense,
     LinearOperator,
     Neumann,
@@ -43,7 +44,7 @@ from .problem import Problem
 
 _PROBE_RTOL = 0.1  # a standard error needs no more
 _REWEIGHTED = 0.3
-_TAKE_BLOCKS = (CG, MINRES, Dense, Neumann, NystromPCG, Woodbury)
+_TAKE_BLOCKS = (CG, PCG, MINRES, Dense, Neumann, NystromPCG, Woodbury)
 
 
 def estimate_error(

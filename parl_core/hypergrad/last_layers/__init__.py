@@ -54,18 +54,18 @@ def last_layers_preconditioner(
         None for a policy that the compiled kernels do not serve either, no damping, no steps, or what would cost more.
     """
     try:
-        widths = mlp_policy(policy).widths
+        mlp = mlp_policy(policy)
     except ValueError:
         return None
-    if damping <= 0 or not len(observations) or len(widths) < 3:
+    if damping <= 0 or not len(observations) or len(mlp.widths) < 3:
         return None
     params = {name: p.detach() for name, p in zip(policy.names, policy.params, strict=True)}
-    layers = read_layers(policy.module, params, observations)
+    layers = read_layers(mlp, params, observations)
     cost = _cost(params, layers)
     if cost > max_cost:
         return None
     basis = Basis.of(layers)
-    head = head_derivatives(policy.module, layers, params, actions, hessian, fisher)
+    head = head_derivatives(mlp, layers, {**policy.buffers, **params}.get("log_std"), actions, hessian, fisher)
     units = Units.of(layers, basis, head, damping)
     return Preconditioner(inverse(layers, basis, units, correction(layers, basis, head, units)), cost)
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from ...models.policies import LOG_STD_BOUNDS, CategoricalPolicy, GaussianPolicy
+from ...models.policies import LOG_STD_BOUNDS
+from ..native_linearize import MlpPolicy
 
 
 class Layers(NamedTuple):
@@ -25,12 +27,10 @@ class Layers(NamedTuple):
     free: str | None  # the name of the parameter that is one more distribution parameter in each state
 
 
-def read_layers(policy: nn.Module, params: dict[str, Tensor], observations: Tensor) -> Layers:
+def read_layers(mlp: MlpPolicy, params: dict[str, Tensor], observations: Tensor) -> Layers:
     """Run the policy's network on the observations (T, do), at `params`."""
-    assert isinstance(policy, GaussianPolicy | CategoricalPolicy)
-    network = list(policy.network)
-    linear = [f"network.{index}" for index in range(0, len(network), 2)]
-    activation = _ACTIVATIONS[type(network[1])]
+    linear = [f"network.{2 * index}" for index in range(len(mlp.widths) - 1)]
+    activation = _ACTIVATIONS[mlp.activation]
     places, start = {}, 0
     for name, value in params.items():
         places[name] = slice(start, start + value.numel())
@@ -63,10 +63,10 @@ def _silu(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x * gate, gate + x * fall, fall * (2.0 + x * (1.0 - 2.0 * gate))
 
 
-_ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] = {
-    nn.Tanh: _tanh,
-    nn.ReLU: _relu,
-    nn.SiLU: _silu,
+_ACTIVATIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] = {
+    "tanh": _tanh,
+    "relu": _relu,
+    "silu": _silu,
 }
 """Value, first and second derivative."""
 
@@ -79,56 +79,55 @@ class Head(NamedTuple):
 
 
 def head_derivatives(
-    policy: nn.Module,
+    mlp: MlpPolicy,
     layers: Layers,
-    params: dict[str, Tensor],
+    log_std: Tensor | None,
     actions: Tensor,
     hessian: Tensor | None,
     fisher: Tensor | None,
 ) -> Head:
+    """The derivatives for weights (T,) or None for none; `log_std` (da,) where the network does not give it."""
     zero = layers.outputs.new_zeros(len(layers.outputs))
     hessian, fisher = zero if hessian is None else hessian, zero if fisher is None else fisher
-    if isinstance(policy, CategoricalPolicy):
+    if mlp.head == "categorical":
         return _categorical_head(layers.outputs, actions, hessian, fisher)
-    assert isinstance(policy, GaussianPolicy)
-    return _gaussian_head(policy, layers.outputs, params.get("log_std"), actions, hessian, fisher)
+    return _gaussian_head(mlp, layers.outputs, log_std, actions, hessian, fisher)
 
 
 def _categorical_head(logits: Tensor, actions: Tensor, hessian: Tensor, fisher: Tensor) -> Head:
     p = torch.softmax(logits, dim=-1)
-    taken = nn.functional.one_hot(actions.reshape(-1), logits.shape[-1]).to(p)
+    taken = F.one_hot(actions.reshape(-1), logits.shape[-1]).to(p)
     matrix = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
     return Head(hessian[:, None] * (taken - p), (fisher - hessian)[:, None, None] * matrix)
 
 
 def _gaussian_head(
-    policy: GaussianPolicy, outputs: Tensor, free: Tensor | None, actions: Tensor, hessian: Tensor, fisher: Tensor
+    mlp: MlpPolicy, outputs: Tensor, own: Tensor | None, actions: Tensor, hessian: Tensor, fisher: Tensor
 ) -> Head:
     """log π = −y²/2 − log σ for each action, y = (action − mean) / σ, where log σ is an output, a parameter or a number."""
-    size, (w, f) = policy.act_dim, (hessian[:, None], fisher[:, None])
+    size, (w, f) = outputs.shape[1] // (1 if own is not None else 2), (hessian[:, None], fisher[:, None])
     mean, slope, bend = outputs[:, :size], torch.ones_like(outputs[:, :size]), torch.zeros_like(outputs[:, :size])
-    if policy.log_std_kind == "state":
+    if own is None:
         low, high = LOG_STD_BOUNDS
         rising = torch.tanh(outputs[:, size:])
         log_std = low + 0.5 * (high - low) * (rising + 1.0)
         slope = 0.5 * (high - low) * (1.0 - rising * rising)
         bend = -2.0 * rising * slope
     else:
-        log_std = (policy.log_std if free is None else free).expand_as(mean)
-    if policy.squash:
+        log_std = own.expand_as(mean)
+    if mlp.squash:
         edge = 1.0 - torch.finfo(mean.dtype).eps
         actions = torch.atanh(actions.clamp(-edge, edge))
     inverse = torch.exp(-log_std)
     y = (actions - mean) * inverse
     by_mean, by_std = w * y * inverse, w * (y * y - 1.0)
     mean_mean = torch.diag_embed((f - w) * inverse * inverse)
-    if policy.log_std_kind not in ("state", "global"):
+    if mlp.head == "fixed":
         return Head(by_mean, mean_mean)
     mean_std = torch.diag_embed(-2.0 * w * y * inverse * slope)
     std_std = torch.diag_embed((2.0 * f - 2.0 * w * y * y) * slope * slope + by_std * bend)
     curvature = torch.cat((torch.cat((mean_mean, mean_std), 2), torch.cat((mean_std, std_std), 2)), 1)
-    state = policy.log_std_kind == "state"
-    return Head(torch.cat((by_mean, by_std * slope), 1) if state else by_mean, curvature)
+    return Head(torch.cat((by_mean, by_std * slope), 1) if own is None else by_mean, curvature)
 
 
 def with_ones(rows: Tensor) -> Tensor:

@@ -21,7 +21,16 @@ from .minres import MINRES
 from .neumann import Neumann
 from .nystrom import NystromPCG
 from .pcg import PCG
-from .solution import LinearOperator, OuterProducts, Preconditioner, Solution, Solver, Status, damping_of
+from .solution import (
+    LinearOperator,
+    NativeOperator,
+    OuterProducts,
+    Preconditioner,
+    Solution,
+    Solver,
+    Status,
+    damping_of,
+)
 from .tolerance import BIAS_RTOL, looser
 from .woodbury import Woodbury
 
@@ -34,6 +43,7 @@ __all__ = [
     "Damping",
     "Dense",
     "LinearOperator",
+    "NativeOperator",
     "Neumann",
     "NystromPCG",
     "OuterProducts",

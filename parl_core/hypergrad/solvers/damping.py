@@ -19,7 +19,8 @@ _PRODUCTS = 10
 class Damped:
     """v ↦ A v + damping·v.
 
-    It says about itself what A does: `cost`, and `block`, `outer_products` and `preconditioner` where A has them.
+    It says about itself what A does: `cost`, and `block`, `outer_products`, `preconditioner` and `native` where A has
+    them.
 
     Attributes:
         damping: the multiple of the identity in all, A's own included.
@@ -43,6 +44,9 @@ class Damped:
         preconditioner = getattr(operator, "preconditioner", None)
         if callable(preconditioner):
             self.preconditioner = lambda extra=0.0: preconditioner(extra + damping)
+        native = getattr(operator, "native", None)
+        if callable(native):
+            self.native = lambda extra=0.0: native(extra + damping)
 
     def __call__(self, vector: Tensor) -> Tensor:
         """(P,) -> (P,)."""

@@ -70,7 +70,7 @@ class Method(Protocol[State]):
 
 def drive(method: Method[State], system: System, *, rtol: float, max_iterations: int) -> Outcome:
     """Iterate until every row's true residual is within rtol, its method halts or the count is used up."""
-    x, residual = _start(system)
+    x, residual = first_residual(system)
     state = method.start(x, residual)
     history = [state.norm]
     count = torch.zeros_like(state.norm, dtype=torch.int64)
@@ -91,7 +91,7 @@ def drive(method: Method[State], system: System, *, rtol: float, max_iterations:
             state, restarted = _check(method, system, state, rtol, None if due == every else due)
             stuck = restarted & (state.norm > 0.5 * best)
             failures = torch.where(stuck, failures + 1, torch.where(restarted, 0, failures))
-            failures = torch.where(stuck & _is_rounding(state, rtol), PATIENCE, failures)
+            failures = torch.where(stuck & is_rounding(state, rtol), PATIENCE, failures)
             best = torch.where(restarted, torch.minimum(best, state.norm), best)
             history[-1] = state.norm
             unchecked = [row for row in unchecked if row not in due]
@@ -110,12 +110,12 @@ def drive(method: Method[State], system: System, *, rtol: float, max_iterations:
     over = torch.arange(iterations + 1, device=x.device)[:, None] >= count.flatten()
     return Outcome(
         x=state.x,
-        statuses=_statuses(
-            method,
+        statuses=final_statuses(
+            method.halt_status,
             system,
             state,
             # A restart has shown that the recurrence goes on below what x itself can reach.
-            converged=(state.norm <= rtol) | (torch.isfinite(best) & _is_rounding(state, rtol) & ~state.halted),
+            converged=(state.norm <= rtol) | (torch.isfinite(best) & is_rounding(state, rtol) & ~state.halted),
             stagnated=failures >= PATIENCE,
         ),
         iterations=iterations,
@@ -125,7 +125,8 @@ def drive(method: Method[State], system: System, *, rtol: float, max_iterations:
     )
 
 
-def _start(system: System) -> tuple[Tensor, Tensor]:
+def first_residual(system: System) -> tuple[Tensor, Tensor]:
+    """x0 as it is used, in the units of the scaled system, and b − A x there."""
     if system.x0 is None:
         return torch.zeros_like(system.rhs), system.rhs
     # No residual is small relative to a right-hand side of zero: the answer there is zero, whatever x0.
@@ -160,7 +161,8 @@ def _check(
     return _select(again, fresh, corrected), again
 
 
-def _is_rounding(state: Iterate, rtol: float) -> Tensor:
+def is_rounding(state: Iterate, rtol: float) -> Tensor:
+    """Whether the residual is no more than what rounding of A x leaves."""
     return state.norm <= rounding_allowance(state.x, state.operator_norm, rtol)
 
 
@@ -169,9 +171,10 @@ def _select(condition: Tensor, yes: State, no: State) -> State:
     return type(yes)(**{name: torch.where(condition, getattr(yes, name), getattr(no, name)) for name in names})
 
 
-def _statuses(
-    method: Method[State], system: System, state: State, *, converged: Tensor, stagnated: Tensor
+def final_statuses(
+    halt_status: Status, system: System, state: Iterate, *, converged: Tensor, stagnated: Tensor
 ) -> list[Status]:
+    """How each row ended, `halt_status` being what it means when the method halts."""
     start = system.rhs if system.x0 is None else system.x0
     columns = (
         converged,
@@ -190,7 +193,7 @@ def _statuses(
                 return Status.NON_FINITE_RHS
             return Status.NON_FINITE_OPERATOR if start else Status.NON_FINITE_START
         if halted:
-            return method.halt_status
+            return halt_status
         return Status.STAGNATED if stagnated else Status.MAX_ITERATIONS
 
     return [status(*row) for row in torch.stack([column.flatten() for column in columns], dim=-1).tolist()]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 LinearOperator = Callable[[Tensor], Tensor]
@@ -17,6 +18,7 @@ LinearOperator = Callable[[Tensor], Tensor]
     block             (K, P) -> (K, P), a product for every row at once; used for two rows or more
     outer_products    () -> OuterProducts, the terms of A beside the damping
     preconditioner    (extra) -> Preconditioner | None, an approximate inverse of A + extra·I, extra a number
+    native            (extra) -> NativeOperator | None, A + extra·I for solves in compiled code
 """
 
 
@@ -28,6 +30,20 @@ class Preconditioner:
     """(…, P) -> (…, P), symmetric and positive definite."""
     cost: float
     """What it took to make, in gradients of the policy's log-probabilities."""
+
+
+@dataclass(frozen=True)
+class NativeOperator:
+    """An operator whose products compiled code can take by itself."""
+
+    curvature: Any
+    """Of `parl_core._native`."""
+    damping: float
+    """The multiple of the identity that is added to its products."""
+    size: int
+    """P."""
+    dtype: torch.dtype
+    """That it computes in."""
 
 
 @dataclass(frozen=True)
