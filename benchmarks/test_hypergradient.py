@@ -5,6 +5,7 @@ The reward's passes are part of it, and of its own width whatever h is: at h = 6
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -27,14 +28,16 @@ def ours(problem: Problem, solver: Callable[[], Any], steps: int = 1) -> Callabl
     points = [problem.moved(step) for step in range(steps)]
 
     def make() -> Callable[[], Any]:
+        policy, reward = copy.deepcopy((problem.policy, problem.reward))  # the others start from the problem's own
+
         def run() -> tuple[torch.Tensor | None, torch.Tensor | None]:
             x0, total, chosen = None, None, solver()
             for theta, nu in points:
-                load(problem.policy, theta)
-                load(problem.reward, nu)
+                load(policy, theta)
+                load(reward, nu)
                 result = parl.hypergradient(
-                    problem.policy,
-                    problem.reward,
+                    policy,
+                    reward,
                     problem.lower,
                     problem.upper,
                     loss=parl.PreferenceLoss(),
