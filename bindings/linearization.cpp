@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/pages.h"
 #include "offsets.h"
 
 namespace parl::bindings {
@@ -178,6 +179,7 @@ void bind(py::module_& module, const char* linearization, const char* operator_n
                 require_disjoint(to, "out", from, "w");
                 const py::gil_scoped_release release;
                 const std::lock_guard lock(self.shared->mutex);
+                cpu::prefer_huge_pages(to.data, to.size * static_cast<std::int64_t>(sizeof(T)));
                 self.shared->native->scores(from.as<T>(), to.as<T>(), num_threads);
             },
             py::arg("w"), py::arg("out"), py::arg("num_threads"))
