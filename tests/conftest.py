@@ -7,8 +7,40 @@ what runs in the background with that signal ignored, and so would every process
 import os
 import signal
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def isa(request):
+    """Kernels in every instruction set of this machine."""
+    native = pytest.importorskip("parl_core._native")
+    if request.param not in native.isas():
+        pytest.skip(f"this machine has no {request.param}")
+    before = native.isa()
+    native.use_isa(request.param)
+    yield request.param
+    native.use_isa(before)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    """One thread, and two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def poisoned_memory():
+    """What torch allocates without a value is NaN, so that a number that no kernel wrote shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

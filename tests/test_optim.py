@@ -13,16 +13,6 @@ from parl_core.optim import adam_step
 native = pytest.importorskip("parl_core._native")
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def isa(request):
-    if request.param not in native.isas():
-        pytest.skip(f"this machine has no {request.param}")
-    before = native.isa()
-    native.use_isa(request.param)
-    yield
-    native.use_isa(before)
-
-
 def make(dtype: torch.dtype, **options: object) -> tuple[list[torch.nn.Parameter], torch.optim.Adam]:
     """Tensors of many sizes, two groups with different rates, and one parameter that never has a gradient."""
     generator = torch.Generator().manual_seed(0)

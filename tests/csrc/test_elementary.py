@@ -35,14 +35,6 @@ BOUNDS = [
 ]
 
 
-@pytest.fixture(params=native.isas())
-def isa(request):
-    before = native.isa()
-    native.use_isa(request.param)
-    yield request.param
-    native.use_isa(before)
-
-
 def evaluate(name, values):
     out = torch.full_like(values, math.nan)
     native.elementary(name, values, out)

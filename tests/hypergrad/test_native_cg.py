@@ -21,28 +21,7 @@ LENGTHS = (30, 0, 7, 1, 25)
 Status = parl.Status
 
 
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """What torch allocates without a value is NaN, so that a number that no kernel wrote shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(params=native.isas())
-def isa(request):
-    used = native.isa()
-    native.use_isa(request.param)
-    yield request.param
-    native.use_isa(used)
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def linear(dtype=F64, hidden=(9, 7), lengths=LENGTHS, obs_dim=3, act_dim=2) -> Linearization:

@@ -23,29 +23,7 @@ HEADS = ("state", "global", "fixed", "squashed", "categorical")
 LENGTHS = (130, 0, 77, 1, 300, 1, 0)  # blocks are 112 steps at most
 
 
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """What torch allocates without a value is NaN, so that a number that no kernel wrote shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(params=native.isas())
-def isa(request):
-    used = native.isa()
-    native.use_isa(request.param)
-    yield request.param
-    native.use_isa(used)
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def make_policy(head, hidden=(5,), activation="tanh", obs_dim=3, act_dim=2, dtype=F64):

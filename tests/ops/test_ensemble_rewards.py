@@ -17,24 +17,6 @@ from parl_core.ops.registry import BackendError
 native = pytest.importorskip("parl_core._native")
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def isa(request):
-    if request.param not in native.isas():
-        pytest.skip(f"this machine has no {request.param}")
-    before = native.isa()
-    native.use_isa(request.param)
-    yield
-    native.use_isa(before)
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
-
-
 def random_case(
     members: int, sizes: list[int], rows: int, own: bool, dtype: torch.dtype, seed: int = 0
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:

@@ -23,17 +23,6 @@ def backend(request):
     return request.param
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def isa(request):
-    native = pytest.importorskip("parl_core._native")
-    if request.param not in native.isas():
-        pytest.skip(f"this machine has no {request.param}")
-    before = native.isa()
-    native.use_isa(request.param)
-    yield
-    native.use_isa(before)
-
-
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 

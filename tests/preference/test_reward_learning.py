@@ -208,17 +208,6 @@ def test_a_loaded_learner_and_dataset_continue_bit_for_bit():
         PreferenceDataset(10, LENGTH, 3, 2).load_state_dict(dataset.state_dict())
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def isa(request):
-    native = pytest.importorskip("parl_core._native")
-    if request.param not in native.isas():
-        pytest.skip(f"this machine has no {request.param}")
-    before = native.isa()
-    native.use_isa(request.param)
-    yield
-    native.use_isa(before)
-
-
 # Blocks of 128 rows: several pairs in one, one pair, and a pair that is longer than a block.
 @pytest.mark.parametrize(("length", "pairs"), [(1, 40), (5, 30), (50, 7), (64, 5), (100, 3)])
 @pytest.mark.parametrize("threads", [1, 2])

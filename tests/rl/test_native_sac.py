@@ -17,24 +17,6 @@ from parl_core.rl.sac import SAC, SACConfig
 native = pytest.importorskip("parl_core._native")
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def isa(request):
-    if request.param not in native.isas():
-        pytest.skip(f"this machine has no {request.param}")
-    before = native.isa()
-    native.use_isa(request.param)
-    yield
-    native.use_isa(before)
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def dtype(request):
     before = torch.get_default_dtype()
