@@ -2,6 +2,8 @@
 
 One thread: the problems are tiny, and threads of several processes only wait for each other. Ctrl-C is heard: a shell starts
 what runs in the background with that signal ignored, and so would every process be that a test starts.
+
+Without an NVIDIA GPU Triton's kernels are interpreted, on the CPU; what needs the GPU itself is marked `gpu`.
 """
 
 import os
@@ -14,6 +16,29 @@ import torch
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:  # Triton reads it where a kernel is defined
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items):
+    if not HAS_GPU:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = sum("needs an NVIDIA GPU" in str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
+    if skipped:
+        terminalreporter.write_line(f"{skipped} tests need an NVIDIA GPU and did not run.")
+
+
+@pytest.fixture
+def device():
+    """Where kernels for GPUs run: on one, or interpreted and emulated on the CPU."""
+    return torch.device("cuda" if HAS_GPU else "cpu")
 
 
 @pytest.fixture(params=["portable", "avx2", "avx512"])

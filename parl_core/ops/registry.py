@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from ..errors import ParlError, unknown_name
+from .accelerators import why_no_cuda, why_no_triton
 
 Kernel = Callable[..., Any]
 
@@ -55,9 +56,11 @@ _WHY_UNAVAILABLE: dict[str, Callable[[], str | None]] = {
     "reference": lambda: None,
     "numba": _why_no_numba,
     "cpp": _why_no_cpp,
+    "triton": why_no_triton,
+    "cuda": why_no_cuda,
 }
 # Best first. `reference` closes every list: it supports everything.
-_BEST = {"cpu": ("cpp", "numba", "reference")}
+_BEST = {"cpu": ("cpp", "numba", "reference"), "cuda": ("cuda", "triton", "reference")}
 _BEST_ELSEWHERE = ("reference",)
 
 _requested: ContextVar[str | None] = ContextVar("parl_core_backend", default=None)
