@@ -170,8 +170,9 @@ def neighbour(steps: Tensor, offsets: Tensor | None, *, reverse: bool, edge: Ten
     number = torch.arange(horizon, device=steps.device)
     # Of empty trajectories at the same place, the last one's successor is found: the one that holds the step.
     trajectory = torch.searchsorted(offsets, number, right=True) - 1  # (T,)
-    alone = number + 1 == offsets[trajectory + 1] if reverse else number == offsets[trajectory]
-    filling = steps.new_zeros(()) if edge is None else edge[trajectory]
+    border = offsets.index_select(0, trajectory + 1 if reverse else trajectory)
+    alone = number + 1 == border if reverse else number == border
+    filling = steps.new_zeros(()) if edge is None else edge.index_select(0, trajectory)
     return torch.where(alone, filling, steps.roll(-1 if reverse else 1))
 
 
