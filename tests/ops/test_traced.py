@@ -84,7 +84,7 @@ def inputs_of(case: Case, steps: int = STEPS) -> list[Tensor]:
 
 def total(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
     """A number of all that an op returns, with a second derivative whatever the op's own."""
-    return sum((output.square().sum() for output in ((outputs,) if isinstance(outputs, Tensor) else outputs)))
+    return sum(output.square().sum() for output in ((outputs,) if isinstance(outputs, Tensor) else outputs))
 
 
 def derivatives(value: Tensor, inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
