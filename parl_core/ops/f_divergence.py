@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from ..offsets import check_offset_values
+from ..offsets import check_offset_values, reads_are_free
 from .f_divergence_terms import Term, jet, term_of
 from .registry import Kernel, Op
 from .segments import is_traced, is_wrapped, plain
@@ -189,7 +189,7 @@ class _Sum(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None
         differentiated = torch.is_grad_enabled() or is_wrapped(cotangent)
         if gradient is not None and not differentiated and not ctx.needs_input_grad[1]:
-            if cotangent.device.type != "cpu" or cotangent.item() != 1.0:
+            if not reads_are_free(cotangent.device) or cotangent.item() != 1.0:
                 gradient.mul_(cotangent)
             return gradient, *(None,) * 4
         sums = _trajectory_sums(log_ratio, offsets)

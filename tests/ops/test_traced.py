@@ -1,10 +1,12 @@
-"""Every public op where shapes are known and numbers are not: under torch.compile, and with fake tensors.
+"""Every public op where shapes are known and numbers are not: under torch.compile, with fake tensors, on an accelerator.
 
 A new op fails here until it has a case in `CASES`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from parl_core import ops
+from tests.host_reads import no_host_reads
 
 STEPS, PER_STEP = 7, "T"
 
@@ -64,6 +67,9 @@ CASES = {
         lambda _, x, *p: ops.ensemble_rewards(x, *layers(*p)), ((T, 3), (2, 3, 4), (2, 1, 4), (2, 4, 1), (2, 1, 1))
     ),
 }
+
+
+SCANS = ("discounted_returns", "prefix_sum", "linear_recurrence", "gae", "td_lambda", "vtrace")
 
 
 @pytest.fixture(params=CASES)
@@ -155,3 +161,23 @@ def test_shapes_of_derivatives_need_no_numbers(case):
             offsets[-1].item()
         for found in derivatives(total(case.call(offsets, *inputs)), inputs):
             assert [one.shape for one in found] == [one.shape for one in inputs]
+
+
+# The references of the scans pad to the longest trajectory, whose length they read.
+BY_BACKEND = [(name, None) for name in CASES] + [
+    (name, "reference") for name in CASES if name.split(",")[0] not in SCANS
+]
+
+
+@pytest.mark.parametrize(("case", "backend"), BY_BACKEND, indirect=["case"])
+def test_on_an_accelerator_a_second_call_reads_no_number(case, backend, monkeypatch):
+    """Tensors on the CPU stand in for those on an accelerator."""
+    for module in ("offsets", "ops.f_divergence"):
+        monkeypatch.setattr(importlib.import_module(f"parl_core.{module}"), "reads_are_free", lambda device: False)
+    offsets, inputs = offsets_of(STEPS), inputs_of(case)
+    with ops.backend(backend) if backend else contextlib.nullcontext():
+        derivatives(total(case.call(offsets, *inputs)), inputs)
+        with no_host_reads():
+            case.call(offsets, *(tensor.detach() for tensor in inputs))
+            derivatives(total(case.call(offsets, *inputs)), inputs)
+            torch.autograd.grad(total(case.call(offsets, *inputs)), inputs)
