@@ -16,6 +16,10 @@ class WrongAnswer(Exception):
     """An answer whose speed is of no interest; the message says what is wrong with it."""
 
 
+class Absent(Exception):
+    """A contestant that does not exist here, such as an op without this backend; the message says why. It is no failure."""
+
+
 def against(reference: Any, rtol: float, *, blocks: Sequence[int] | None = None) -> Check:
     """The check that compares with `reference`, best computed in float64.
 
@@ -88,5 +92,5 @@ def _arrays(answer: Any) -> list[np.ndarray]:
     if isinstance(answer, tuple | list):
         return [array for part in answer for array in _arrays(part)]
     if isinstance(answer, torch.Tensor):
-        answer = answer.detach().double().numpy()
+        answer = answer.detach().double().cpu().numpy()
     return [np.asarray(answer, dtype=np.float64)]
