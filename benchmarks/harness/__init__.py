@@ -37,7 +37,7 @@ The first of `ours` is what users get without asking: README's table tells its n
     pytest benchmarks --seconds 2                   less time for each contest, for a first look
 """
 
-from .answers import Absent, WrongAnswer, against, moved_alike
+from .answers import Absent, WrongAnswer, against, agrees_with, moved_alike
 from .contest import Peer, run_contest
 from .floors import Floor, copy_floor, gemm_floor
 

@@ -223,6 +223,7 @@ def run_device_contest(
     gradient: Make | None = None,
     seconds: float = 1.0,
     cold: bool = False,
+    alone: bool = True,
 ) -> list[Contest]:
     """As `run_contest`, twice with the same contestants: what a call costs, and what it costs on the device alone.
 
@@ -230,6 +231,7 @@ def run_device_contest(
         device: its clock.
         seconds: of each of the two.
         cold: on the device, with caches that hold nothing of the contestant's.
+        alone: whether there is a second half, on the device.
     """
     with device.running():
         racers = prepare(check, ours, peers)
@@ -244,13 +246,13 @@ def run_device_contest(
             timer=device.a_call,
             peak=device.peak_mib,
         )
-        if not called.fastest:
+        if not alone or called.fastest is None:
             return [called]
         again = [_recorded(racer, entry, device, cold) for racer, entry in zip(racers, called.entries, strict=True)]
         if floor is not None:
             floor = replace(floor, run=device.recorded(floor.run, cold=False))
         unit = None if gradient is None else device.recorded(gradient(), cold=cold)
-        alone, _ = race(
+        replayed, _ = race(
             topic,
             name + ON_THE_DEVICE,
             check,
@@ -261,7 +263,7 @@ def run_device_contest(
             timer=device.on_device,
             peak=_not_measured,
         )
-    return [called, alone]
+    return [called, replayed]
 
 
 def _not_measured(call: Callable[[], Any]) -> None:
