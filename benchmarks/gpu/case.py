@@ -12,7 +12,7 @@ from benchmarks.harness import Absent, Floor, Peer
 from benchmarks.harness.answers import Check
 from benchmarks.harness.device import Clock
 from parl_core.bench.results import Contest, Entry
-from parl_core.ops import BackendError
+from parl_core.ops import BackendError, support_table
 
 Run = Callable[[], Any]
 Make = Callable[[], Run]
@@ -106,6 +106,16 @@ def best_of_ours(contest: Contest) -> Entry | None:
     """By the median; None where none of ours was timed."""
     timed = [entry for entry in contest.entries if entry.ours and entry.median is not None]
     return min(timed, key=lambda entry: entry.median or 0.0, default=None)
+
+
+def require(op: str, backend: str, device: torch.device) -> None:
+    """For ops whose backend is told by a context, which leaves alone what it does not implement.
+
+    Raises:
+        Absent: the op is not implemented in this backend, for float32 on this device.
+    """
+    if reason := support_table(device.type)[op][backend]:
+        raise Absent(reason)
 
 
 def by_backend(make: Callable[[str], Run], backends: Sequence[str] = BACKENDS) -> dict[str, Make]:

@@ -47,6 +47,7 @@ __all__ = [
     "Peer",
     "WrongAnswer",
     "against",
+    "agrees_with",
     "copy_floor",
     "gemm_floor",
     "moved_alike",

@@ -131,12 +131,13 @@ def _read(path: Path) -> Results | None:
     if not isinstance(document, dict) or "contests" not in document:
         return None
     try:
-        return Results(document["environment"], tuple(map(_contest, document["contests"])))
+        return Results(document["environment"], tuple(map(contest_of, document["contests"])))
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{path} was written by another version of parl bench ({error})") from error
 
 
-def _contest(fields: dict[str, Any]) -> Contest:
+def contest_of(fields: dict[str, Any]) -> Contest:
+    """The contest that `dataclasses.asdict` made `fields` of."""
     return Contest(**{**fields, "entries": tuple(Entry(**entry) for entry in fields["entries"])})
 
 

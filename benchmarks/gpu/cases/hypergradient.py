@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import parl_core as parl
-from benchmarks.gpu.case import Bar, Case, Lab, Make, Run, Setup, by_backend
+from benchmarks.gpu.case import Bar, Case, Lab, Make, Run, Setup, by_backend, require
 from benchmarks.harness import Absent, WrongAnswer
 from benchmarks.peers import hypergradient as peers
 from benchmarks.peers import hypergradient_jax as jax_peers
@@ -78,6 +78,7 @@ def _operator(problem: Problem) -> Callable[[Tensor], Tensor]:
 
 def _launched(problem: Problem, rhs: Tensor, backend: str) -> Run:
     """An operator that was made before, and a solver that launches kernel after kernel."""
+    require("linearize", backend, rhs.device)
     with backend_context(backend):
         operator = _operator(problem)
     solver = parl.CG(rtol=RTOL, max_iterations=ITERATIONS)
@@ -94,6 +95,7 @@ def _captured(problem: Problem, rhs: Tensor, backend: str) -> Run:
     capture: Callable[..., Any] | None = getattr(parl, "capture_solve", None)
     if capture is None:
         raise Absent("there is no capture_solve")
+    require("linearize", backend, rhs.device)
 
     def build() -> Callable[[Tensor], Tensor]:
         with backend_context(backend):
@@ -109,6 +111,8 @@ def _whole(width: int, number: int, damping: float, lab: Lab) -> Setup:
     curvature = parl.LogProbHessian(baseline="mean", temperature=TEMPERATURE, damping=damping)
 
     def ours(backend: str) -> Run:
+        require("linearize", backend, lab.device)
+
         def run() -> Any:
             with backend_context(backend):
                 result = parl.hypergradient(

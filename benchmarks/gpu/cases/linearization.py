@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import parl_core as parl
-from benchmarks.gpu.case import Bar, Case, Lab, Make, Run, Setup, by_backend
+from benchmarks.gpu.case import Bar, Case, Lab, Make, Run, Setup, by_backend, require
 from benchmarks.harness import Peer, agrees_with, gemm_floor
 from benchmarks.peers import gaussian_mlp as peers
 from benchmarks.peers import gaussian_mlp_jax as jax_peers
@@ -87,6 +87,7 @@ def _right(problem: Problem, product: str) -> Callable[[Any], float]:
 
 def _ours(problem: Problem, product: str, backend: str) -> Run:
     v, w = problem.flat_tangent, problem.weights
+    require("linearize", backend, v.device)
     with backend_context(backend):
         linear = parl.linearize(problem.policy, problem.trajectories)
     products: dict[str, Run] = {
