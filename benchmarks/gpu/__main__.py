@@ -106,6 +106,7 @@ def _choose(results: Path, cases: Sequence[Any]) -> int:
 def _run(given: argparse.Namespace, began: float) -> int:
     import torch
 
+    from benchmarks.harness.contest import ON_THE_DEVICE
     from parl_core.bench.results import contest_of
 
     from . import build, contests, machine, report, tests
@@ -133,7 +134,7 @@ def _run(given: argparse.Namespace, began: float) -> int:
             print(f"  {failure}", flush=True)
 
     cases = [case for case in all_cases(tiny=given.dry) if given.only in case.id]
-    files = tests.test_files(dry=given.dry)
+    files = tests.gpu_test_files(dry=given.dry)
     if given.only:
         parts = {part for case in cases for part in case.tests}
         files = [file for file in files if any(part in Path(file).name for part in parts)]
@@ -161,9 +162,12 @@ def _run(given: argparse.Namespace, began: float) -> int:
     failed = [f"{name}: {line}" for name, outcome in outcomes.items() for line in outcome.failed]
     problems += [f"test {line}" for line in failed]
     problems += [f"{name}: {outcome['why']}" for name, outcome in found.items() if "why" in outcome]
-    problems += [
-        f"{contest.topic} {contest.name}: {entry.name} {entry.withheld}" for contest in held for entry in contest.broken
+    broken = [
+        f"{contest.topic} {contest.name.removesuffix(ON_THE_DEVICE)}: {entry.name} {entry.withheld}"
+        for contest in held
+        for entry in contest.broken
     ]
+    problems += dict.fromkeys(broken)  # who fell out of a contest's first half is out of its second, too
     missing = [f"test {file}" for file in files if file not in outcomes]
     missing += [case.id for case in cases if case.id not in found]
 

@@ -47,7 +47,7 @@ class Outcome:
         return asdict(self)
 
 
-def test_files(root: Path = ROOT, *, dry: bool = False) -> list[str]:
+def gpu_test_files(root: Path = ROOT, *, dry: bool = False) -> list[str]:
     """In the order in which they are run: kernels first."""
     if dry:
         return list(_DRY)

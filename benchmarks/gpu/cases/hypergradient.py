@@ -19,6 +19,7 @@ from benchmarks.harness import Absent, WrongAnswer
 from benchmarks.peers import hypergradient as peers
 from benchmarks.peers import hypergradient_jax as jax_peers
 from benchmarks.peers.hypergradient import DISCOUNT, RTOL, TEMPERATURE, Problem, System, make_problem
+from parl_core.hypergrad.linearize import linearize
 from parl_core.ops import backend as backend_context
 
 SIZES, TINY = ((256, 32, 152.0), (64, 32, 38.4), (256, 256, 40.1)), ((6, 2, 500.0),)
@@ -69,7 +70,7 @@ def _solve(width: int, number: int, damping: float, lab: Lab) -> Setup:
 
 def _operator(problem: Problem) -> Callable[[Tensor], Tensor]:
     """A at the policy's parameters as they are."""
-    linear = parl.linearize(problem.policy, problem.lower)
+    linear = linearize(problem.policy, problem.lower)
     with torch.no_grad():
         rewards = problem.reward(problem.lower.observations, problem.lower.actions)
     curvature = parl.LogProbHessian(baseline="mean", temperature=TEMPERATURE, damping=problem.damping)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import parl_core as parl
 from benchmarks.gpu.case import Bar, Case, Lab, Make, Run, Setup, by_backend, require
 from benchmarks.harness import Peer, agrees_with, gemm_floor
 from benchmarks.peers import gaussian_mlp as peers
 from benchmarks.peers import gaussian_mlp_jax as jax_peers
 from benchmarks.peers.gaussian_mlp import Problem, make_problem, pass_flops
+from parl_core.hypergrad.linearize import linearize
 from parl_core.ops import backend as backend_context
 
 WIDTHS, STEPS = (64, 256, 1024), (250, 1600, 8000)
@@ -89,7 +89,7 @@ def _ours(problem: Problem, product: str, backend: str) -> Run:
     v, w = problem.flat_tangent, problem.weights
     require("linearize", backend, v.device)
     with backend_context(backend):
-        linear = parl.linearize(problem.policy, problem.trajectories)
+        linear = linearize(problem.policy, problem.trajectories)
     products: dict[str, Run] = {
         "hvp": lambda: linear.hvp(w, v),
         "jvp": lambda: linear.jvp(v),

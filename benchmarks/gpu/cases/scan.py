@@ -20,7 +20,7 @@ SHAPES = ((20, 50), (256, 64), (4096, 50), (64, 1000), (2048, 1024), (131072, 12
 """Trajectories × steps: where launches decide, where the traffic does, and where few trajectories must keep all
 multiprocessors at work."""
 FEW = ((256, 64), (64, 1000), (2048, 1024), (98304, 1024))
-TINY = ((3, 5), (2, 70))
+TINY = ((3, 70),)
 LARGE = 1 << 24
 """Steps from which on no cache holds the data, and the bars hold."""
 RTOL = 2e-5  # of float32 recurrences whose memory is a hundred steps
