@@ -19,6 +19,8 @@ is timed, which returns its answer. A peer whose maker raises ImportError is lis
 other exception, here or in the first call, makes the benchmark red, and so does an ImportError of ours. Peers belong into
 `benchmarks/peers/`, one module for each topic; each imports its package inside the maker.
 
+A maker that raises `Absent` has no contestant here, such as an op without that backend; this is shown, and is no failure.
+
 The answer is a tensor or an array, or a tuple or list of them; `against` checks it before anything is timed and once more
 after. Where "right" means something else (the true residual of a solve), pass any function from an answer to an error that
 raises `WrongAnswer`. JAX answers are waited for by the harness, inside the time.
@@ -35,8 +37,19 @@ The first of `ours` is what users get without asking: README's table tells its n
     pytest benchmarks --seconds 2                   less time for each contest, for a first look
 """
 
-from .answers import WrongAnswer, against, moved_alike
+from .answers import Absent, WrongAnswer, against, agrees_with, moved_alike
 from .contest import Peer, run_contest
 from .floors import Floor, copy_floor, gemm_floor
 
-__all__ = ["Floor", "Peer", "WrongAnswer", "against", "copy_floor", "gemm_floor", "moved_alike", "run_contest"]
+__all__ = [
+    "Absent",
+    "Floor",
+    "Peer",
+    "WrongAnswer",
+    "against",
+    "agrees_with",
+    "copy_floor",
+    "gemm_floor",
+    "moved_alike",
+    "run_contest",
+]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 Check = Callable[[Any], float]
 """From an answer to its error; raises `WrongAnswer` where that is too large."""
@@ -14,6 +15,10 @@ Check = Callable[[Any], float]
 
 class WrongAnswer(Exception):
     """An answer whose speed is of no interest; the message says what is wrong with it."""
+
+
+class Absent(Exception):
+    """A contestant that does not exist here, such as an op without this backend; the message says why. It is no failure."""
 
 
 def against(reference: Any, rtol: float, *, blocks: Sequence[int] | None = None) -> Check:
@@ -88,5 +93,37 @@ def _arrays(answer: Any) -> list[np.ndarray]:
     if isinstance(answer, tuple | list):
         return [array for part in answer for array in _arrays(part)]
     if isinstance(answer, torch.Tensor):
-        answer = answer.detach().double().numpy()
+        answer = answer.detach().double().cpu().numpy()
     return [np.asarray(answer, dtype=np.float64)]
+
+
+def agrees_with(reference: Any, rtol: float) -> Check:
+    """As `against`, computed where the reference is, such as on a GPU; shapes may differ where the entries' order does not.
+
+    Args:
+        reference: a tensor, or a tuple or list of them, best in float64.
+        rtol: the largest difference that is allowed, relative to the largest entry of the same tensor.
+    """
+    expected = [part.detach().double().clone().reshape(-1) for part in _tensors(reference)]
+
+    def error(answer: Any) -> float:
+        given = [part.detach().reshape(-1) for part in _tensors(answer)]
+        if [part.numel() for part in given] != [part.numel() for part in expected]:
+            sizes = " and ".join(str([part.numel() for part in parts]) for parts in (given, expected))
+            raise WrongAnswer(f"sizes of answer and reference differ: {sizes}")
+        return max(_allowed(_distance(one, other), rtol) for one, other in zip(given, expected, strict=True))
+
+    return error
+
+
+def _distance(answer: Tensor, reference: Tensor) -> float:
+    if not reference.numel():
+        return 0.0
+    return float((answer.to(reference.device).double() - reference).abs().max() / (reference.abs().max() or 1.0))
+
+
+def _tensors(answer: Any) -> list[Tensor]:
+    """Flat list of tensors, also from JAX."""
+    if isinstance(answer, tuple | list):
+        return [tensor for part in answer for tensor in _tensors(part)]
+    return [answer if isinstance(answer, Tensor) else torch.from_dlpack(answer)]

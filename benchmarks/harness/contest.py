@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from statistics import median, quantiles
 from typing import Any
 
-from parl_core.bench.results import MISSING, Contest, Entry
+from parl_core.bench.results import ABSENT, MISSING, Contest, Entry
 
-from .answers import Check, WrongAnswer
+from .answers import Absent, Check, WrongAnswer
 from .clock import seconds_per_call, wait_for
+from .device import Clock
 from .floors import Floor
 from .memory import peak_mib
 
@@ -36,7 +37,9 @@ class Peer:
 
 
 @dataclass
-class _Racer:
+class Racer:
+    """A contestant on its way through a contest."""
+
     entry: Entry
     run: Run | None = None
     seconds: list[float] | None = None
@@ -71,19 +74,46 @@ def run_contest(
     Returns:
         The contest, and the seconds per call of each contestant in each round.
     """
+    racers = prepare(check, ours, peers)
+    return race(topic, name, check, racers, floor=floor, gradient=gradient, seconds=seconds, timer=timer, clock=clock)
+
+
+def prepare(check: Check, ours: Mapping[str, Make], peers: Mapping[str, Make | Peer] | None = None) -> list[Racer]:
+    """Everyone made, and checked; who cannot race has the reason in its entry."""
     entries = [(Entry(name=known, ours=True), make) for known, make in ours.items()]
     for known, peer in (peers or {}).items():
         peer = peer if isinstance(peer, Peer) else Peer(peer)
         entries.append((Entry(name=known, ours=False, limited=peer.limited), peer.make))
-    racers = [_prepared(entry, make, check) for entry, make in entries]
+    return [_prepared(entry, make, check) for entry, make in entries]
+
+
+def race(
+    topic: str,
+    name: str,
+    check: Check,
+    racers: Sequence[Racer],
+    *,
+    floor: Floor | None,
+    gradient: Make | None,
+    seconds: float,
+    timer: Time,
+    clock: Callable[[], float] = time.monotonic,
+    peak: Callable[[Callable[[], Any]], float | None] = peak_mib,
+) -> tuple[Contest, dict[str, list[float]]]:
+    """Time those who can race, and set their times in proportion; see `run_contest`.
+
+    Args:
+        racers: as `prepare` returns them; their entries and times are written.
+        peak: MiB at the peak of a call.
+    """
     fit = [racer for racer in racers if racer.run is not None]
     unit = None if gradient is None else gradient()
     extras = [floor.run if floor else None, unit]
     runs = [run for run in [*(racer.run for racer in fit), *extras] if run is not None]
-    times = _race(runs, seconds, timer, clock) if fit else []
+    times = _take_turns(runs, seconds, timer, clock) if fit else []
     for racer, own in zip(fit, times, strict=False):
         racer.seconds = own
-        _check_again(racer, check)
+        _check_again(racer, check, peak)
     floor_times = [floor.scale * second for second in times[len(fit)]] if floor and fit else None
     unit_times = times[-1] if unit and fit else None
     contest = Contest(
@@ -97,19 +127,21 @@ def run_contest(
     return contest, {racer.entry.name: racer.seconds for racer in racers if racer.seconds}
 
 
-def _prepared(entry: Entry, make: Make, check: Check) -> _Racer:
+def _prepared(entry: Entry, make: Make, check: Check) -> Racer:
     try:
         run = make()
-        return _Racer(replace(entry, error=check(wait_for(run()))), run)
+        return Racer(replace(entry, error=check(wait_for(run()))), run)
     except WrongAnswer as wrong:
-        return _Racer(replace(entry, withheld=f"wrong: {wrong}"))
+        return Racer(replace(entry, withheld=f"wrong: {wrong}"))
+    except Absent as absent:
+        return Racer(replace(entry, withheld=f"{ABSENT}: {absent}"))
     except Exception as broken:  # whatever a peer may raise; the contest goes on and is red
         if isinstance(broken, ImportError) and not entry.ours:
-            return _Racer(replace(entry, withheld=f"{MISSING}: {broken}"))
-        return _Racer(replace(entry, withheld=f"failed: {type(broken).__name__}: {_first_line(broken)}"))
+            return Racer(replace(entry, withheld=f"{MISSING}: {broken}"))
+        return Racer(replace(entry, withheld=f"failed: {type(broken).__name__}: {_first_line(broken)}"))
 
 
-def _race(runs: Sequence[Run], seconds: float, timer: Time, clock: Callable[[], float]) -> list[list[float]]:
+def _take_turns(runs: Sequence[Run], seconds: float, timer: Time, clock: Callable[[], float]) -> list[list[float]]:
     """Seconds per call of each run in each round."""
     gc.collect()
     times: list[list[float]] = [[] for _ in runs]
@@ -123,7 +155,7 @@ def _race(runs: Sequence[Run], seconds: float, timer: Time, clock: Callable[[], 
     return times
 
 
-def _check_again(racer: _Racer, check: Check) -> None:
+def _check_again(racer: Racer, check: Check, peak_of: Callable[[Callable[[], Any]], float | None]) -> None:
     """What was timed must still be right: buffers that are written again and again, graphs that are kept.
 
     The memory of this call is measured along the way.
@@ -131,7 +163,7 @@ def _check_again(racer: _Racer, check: Check) -> None:
     run, answers = racer.run, []
     assert run is not None
     try:
-        peak = peak_mib(lambda: answers.append(wait_for(run())))
+        peak = peak_of(lambda: answers.append(wait_for(run())))
         check(answers[0])
         racer.entry = replace(racer.entry, peak_mib=peak)
     except Exception as wrong:  # as in _prepared
@@ -140,9 +172,7 @@ def _check_again(racer: _Racer, check: Check) -> None:
         racer.entry = replace(racer.entry, error=None, withheld=why)
 
 
-def _rated(
-    racer: _Racer, racers: Sequence[_Racer], floor: Sequence[float] | None, unit: Sequence[float] | None
-) -> Entry:
+def _rated(racer: Racer, racers: Sequence[Racer], floor: Sequence[float] | None, unit: Sequence[float] | None) -> Entry:
     """The entry with its times, and in proportion to what was measured in the same rounds."""
     own = racer.seconds
     if own is None:
@@ -163,7 +193,7 @@ def _rated(
     )
 
 
-def _best_over(others: Sequence[_Racer], own: Sequence[float]) -> float | None:
+def _best_over(others: Sequence[Racer], own: Sequence[float]) -> float | None:
     proportions = [_proportion(other.seconds, own) for other in others if other.seconds]
     return min((proportion for proportion in proportions if proportion is not None), default=None)
 
@@ -175,3 +205,78 @@ def _proportion(these: Sequence[float], those: Sequence[float] | None) -> float 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0]
+
+
+ON_THE_DEVICE = ", on the device"
+"""Ends the name of a contest's second half."""
+
+
+def run_device_contest(
+    topic: str,
+    name: str,
+    check: Check,
+    *,
+    ours: Mapping[str, Make],
+    device: Clock,
+    peers: Mapping[str, Make | Peer] | None = None,
+    floor: Floor | None = None,
+    gradient: Make | None = None,
+    seconds: float = 1.0,
+    cold: bool = False,
+    alone: bool = True,
+) -> list[Contest]:
+    """As `run_contest`, twice with the same contestants: what a call costs, and what it costs on the device alone.
+
+    Args:
+        device: its clock.
+        seconds: of each of the two.
+        cold: on the device, with caches that hold nothing of the contestant's.
+        alone: whether there is a second half, on the device.
+    """
+    with device.running():
+        racers = prepare(check, ours, peers)
+        called, _ = race(
+            topic,
+            name,
+            check,
+            racers,
+            floor=floor,
+            gradient=gradient,
+            seconds=seconds,
+            timer=device.a_call,
+            peak=device.peak_mib,
+        )
+        if not alone or called.fastest is None:
+            return [called]
+        again = [_recorded(racer, entry, device, cold) for racer, entry in zip(racers, called.entries, strict=True)]
+        if floor is not None:
+            floor = replace(floor, run=device.recorded(floor.run, cold=False))
+        unit = None if gradient is None else device.recorded(gradient(), cold=cold)
+        replayed, _ = race(
+            topic,
+            name + ON_THE_DEVICE,
+            check,
+            again,
+            floor=floor,
+            gradient=None if unit is None else lambda: unit,
+            seconds=seconds,
+            timer=device.on_device,
+            peak=_not_measured,
+        )
+    return [called, replayed]
+
+
+def _not_measured(call: Callable[[], Any]) -> None:
+    """The memory of a graph is its own, and was allocated when it was recorded."""
+    call()
+
+
+def _recorded(racer: Racer, rated: Entry, device: Clock, cold: bool) -> Racer:
+    """The racer for the second half; who fell out before, or cannot be recorded, has the reason in its entry."""
+    entry = Entry(name=rated.name, ours=rated.ours, limited=rated.limited, error=rated.error)
+    if rated.withheld is not None or racer.run is None:
+        return Racer(replace(entry, error=None, withheld=rated.withheld))
+    try:
+        return Racer(entry, device.recorded(racer.run, cold=cold))
+    except Absent as absent:
+        return Racer(replace(entry, error=None, withheld=f"{ABSENT}: {absent}"))

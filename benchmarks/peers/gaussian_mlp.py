@@ -41,18 +41,17 @@ class Problem:
         return torch.cat([part.reshape(-1) for part in self.tangent])
 
 
-def make_problem(width: int, num_steps: int, num_trajectories: int) -> Problem:
-    """Two hidden layers of `width`; the same numbers for the same sizes."""
+def make_problem(width: int, num_steps: int, num_trajectories: int, device: torch.device | str = "cpu") -> Problem:
+    """Two hidden layers of `width`; the same numbers for the same sizes, on every device."""
     torch.manual_seed(0)
     policy = GaussianPolicy(OBS_DIM, ACT_DIM, hidden=(width, width), log_std="global")
-    trajectories = Trajectories(
-        torch.randn(num_steps, OBS_DIM),
-        torch.randn(num_steps, ACT_DIM),
-        torch.arange(0, num_steps + 1, num_steps // num_trajectories),
-    )
+    observations, actions = torch.randn(num_steps, OBS_DIM), torch.randn(num_steps, ACT_DIM)
+    offsets = torch.arange(0, num_steps + 1, num_steps // num_trajectories)
+    policy.to(device)
+    trajectories = Trajectories(observations.to(device), actions.to(device), offsets.to(device))
     params = [parameter.detach().clone() for parameter in policy.parameters()]
-    tangent = [torch.randn_like(parameter) for parameter in params]
-    return Problem(policy, trajectories, params, tangent, torch.randn(num_steps), num_trajectories)
+    tangent = [torch.randn(parameter.shape).to(device) for parameter in params]
+    return Problem(policy, trajectories, params, tangent, torch.randn(num_steps).to(device), num_trajectories)
 
 
 def pass_flops(num_steps: int, width: int, first: float, others: float) -> float:
@@ -91,7 +90,7 @@ def reference(problem: Problem) -> dict[str, Any]:
     values = log_prob(params, observations, actions)
     weights = problem.weights.double().requires_grad_()
     vjp = torch.autograd.grad(values, params, weights, create_graph=True)
-    directional = sum(((one * other).sum() for one, other in zip(vjp, tangent, strict=True)), torch.zeros(()))
+    directional = sum(((one * other).sum() for one, other in zip(vjp, tangent, strict=True)), vjp[0].new_zeros(()))
     jvp_, *hvp = torch.autograd.grad(directional, [weights, *params], retain_graph=True)
     ends = problem.trajectories.offsets.tolist()
     scores = [

@@ -32,7 +32,7 @@ def _weighted(params: Any, observations: Any, actions: Any, weights: Any) -> Any
 def _arrays(tensors: list[torch.Tensor]) -> list[Any]:
     import jax.numpy as jnp
 
-    return [jnp.asarray(tensor.numpy()) for tensor in tensors]
+    return [jnp.from_dlpack(tensor.detach()) for tensor in tensors]
 
 
 def _data(problem: Problem) -> list[Any]:

@@ -45,7 +45,7 @@ class Problem:
         """θ and ν after some outer steps, each of which changes every parameter by a thousandth of its size."""
         generator = torch.Generator().manual_seed(1)
         levels = [list(module.parameters()) for module in (self.policy, self.reward)]
-        moves = [[torch.randn(p.shape, generator=generator) for p in params] for params in levels]
+        moves = [[torch.randn(p.shape, generator=generator).to(p.device) for p in params] for params in levels]
         policy, reward = (
             [p.detach() * (1 + 1e-3 * step * move) for p, move in zip(params, level, strict=True)]
             for params, level in zip(levels, moves, strict=True)
@@ -53,8 +53,8 @@ class Problem:
         return policy, reward
 
 
-def make_problem(width: int, num_trajectories: int, damping: float) -> Problem:
-    """The same numbers for the same sizes."""
+def make_problem(width: int, num_trajectories: int, damping: float, device: torch.device | str = "cpu") -> Problem:
+    """The same numbers for the same sizes, on every device."""
     torch.manual_seed(0)
     policy = GaussianPolicy(OBS_DIM, ACT_DIM, hidden=(width, width), log_std="global")
     reward = RewardEnsemble(OBS_DIM, ACT_DIM, members=1)
@@ -68,12 +68,12 @@ def make_problem(width: int, num_trajectories: int, damping: float) -> Problem:
         observations = torch.randn(number * HORIZON, OBS_DIM)
         with torch.no_grad():
             actions = policy.sample(observations)[0]
-        return Trajectories(observations, actions, torch.arange(0, number * HORIZON + 1, HORIZON))
+        offsets = torch.arange(0, number * HORIZON + 1, HORIZON)
+        return Trajectories(observations.to(device), actions.to(device), offsets.to(device))
 
     lower, first, second = (trajectories(number) for number in (num_trajectories, PAIRS, PAIRS))
-    return Problem(
-        policy, reward, lower, PreferencePairs(first, second, torch.randint(0, 2, (PAIRS,)).float()), damping
-    )
+    labels = torch.randint(0, 2, (PAIRS,)).float().to(device)
+    return Problem(policy.to(device), reward.to(device), lower, PreferencePairs(first, second, labels), damping)
 
 
 def reward_of(params: list[Tensor], observations: Tensor, actions: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class System:
             for part in (problem.lower, problem.upper.first, problem.upper.second)
         ]
         self.damping, self._number = problem.damping, problem.lower.num_trajectories
-        self._discounts = DISCOUNT ** torch.arange(HORIZON, dtype=dtype)
+        self._discounts = DISCOUNT ** torch.arange(HORIZON, dtype=dtype, device=problem.lower.observations.device)
 
         returns = [reward_of(self.reward, *data).view(PAIRS, -1).sum(1) for data in self._data[1:]]
         losses = F.binary_cross_entropy_with_logits(
@@ -160,7 +160,7 @@ def right(problem: Problem, step: int = 0) -> Callable[[Any], float]:
     system = System(problem, step, torch.float64)
 
     def check(answer: Any) -> float:
-        solution, total = (torch.as_tensor(part).double().reshape(-1) for part in answer)
+        solution, total = (torch.as_tensor(part).to(system.rhs).reshape(-1) for part in answer)
         residual = float((system.rhs - system.product(solution)).norm() / system.rhs.norm())
         if not residual <= 1.05 * RTOL:  # the recurrences of float32 are a little off
             raise WrongAnswer(f"its true residual is {residual:.1e}, {RTOL:.0e} is allowed")
@@ -180,14 +180,15 @@ def conjugate_gradients(problem: Problem, steps: int = 1) -> Run:
         x, total = None, None
         for step in range(steps):
             system = System(problem, step)
-            x = _cg(system, x)
+            x = plain_cg(system, x)
             total = system.total(x)
         return x, total
 
     return run
 
 
-def _cg(system: System, x: Tensor | None) -> Tensor:
+def plain_cg(system: System, x: Tensor | None = None) -> Tensor:
+    """To a residual of RTOL, looked at in every iteration."""
     b = system.rhs
     residual = b.clone() if x is None else b - system.product(x)
     x = torch.zeros_like(b) if x is None else x.clone()

@@ -39,7 +39,7 @@ def one_jit(problem: Problem, steps: int = 1) -> Run:
         tuple(_arrays([part.observations, part.actions]))
         for part in (problem.lower, problem.upper.first, problem.upper.second)
     )
-    labels = jnp.asarray(problem.upper.labels.numpy())
+    labels = jnp.asarray(problem.upper.labels.cpu().numpy())
 
     @jax.jit
     def hypergradient(policy: Any, reward: Any, start: Any, lower: Any, first: Any, second: Any, labels: Any) -> Any:

@@ -21,7 +21,7 @@ class Entry:
     limited: str | None = None
     """What it cannot do that the others can, for example serve other parameters than those it was compiled for."""
     withheld: str | None = None
-    """Why it has no times: its package is not installed, or its answer is wrong."""
+    """Why it has no times: its package is not installed, it does not exist here, or its answer is wrong."""
     error: float | None = None
     """Of its answer against the reference, in the contest's own measure."""
     median: float | None = None
@@ -58,7 +58,7 @@ class Contest:
 
     @property
     def broken(self) -> list[Entry]:
-        """Contestants that failed or gave a wrong answer; one that is not installed did neither."""
+        """Contestants that failed or gave a wrong answer; one that is not here did neither."""
         return [entry for entry in self.entries if entry.withheld is not None and not is_missing(entry)]
 
     @property
@@ -69,11 +69,12 @@ class Contest:
 
 
 MISSING = "not installed"
+ABSENT = "not here"
 
 
 def is_missing(entry: Entry) -> bool:
     """Whether the contestant has no times because it cannot run here at all."""
-    return entry.withheld is not None and entry.withheld.startswith(MISSING)
+    return entry.withheld is not None and entry.withheld.startswith((MISSING, ABSENT))
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,13 @@ def _read(path: Path) -> Results | None:
     if not isinstance(document, dict) or "contests" not in document:
         return None
     try:
-        return Results(document["environment"], tuple(map(_contest, document["contests"])))
+        return Results(document["environment"], tuple(map(contest_of, document["contests"])))
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{path} was written by another version of parl bench ({error})") from error
 
 
-def _contest(fields: dict[str, Any]) -> Contest:
+def contest_of(fields: dict[str, Any]) -> Contest:
+    """The contest that `dataclasses.asdict` made `fields` of."""
     return Contest(**{**fields, "entries": tuple(Entry(**entry) for entry in fields["entries"])})
 
 

@@ -6,6 +6,8 @@ raises with the reason. Only the automatic choice moves on to the next best.
 
 An argument speaks of one op, a context of all that run in it: ops that have no implementation at all in the context's
 backend choose by themselves, as if there were no context. As an argument such a backend raises.
+
+On a GPU the best depends on the size; `choice` has the table.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import torch
 
 from ..errors import ParlError, unknown_name
 from .accelerators import why_no_cuda, why_no_graph, why_no_triton
+from .choice import gpu_order
 
 Kernel = Callable[..., Any]
 
@@ -60,9 +63,8 @@ _WHY_UNAVAILABLE: dict[str, Callable[[], str | None]] = {
     "cuda": why_no_cuda,
     "graph": why_no_graph,
 }
-# Best first. `reference` closes every list: it supports everything.
-_BEST = {"cpu": ("cpp", "numba", "reference"), "cuda": ("cuda", "triton", "graph", "reference")}
-_BEST_ELSEWHERE = ("reference",)
+# Best first; for CUDA tensors see `choice`. `reference` closes every list: it supports everything.
+_BEST = {"cpu": ("cpp", "numba", "reference")}
 
 _requested: ContextVar[str | None] = ContextVar("parl_core_backend", default=None)
 
@@ -176,7 +178,10 @@ class Op:
             if reason := self.why_not(requested, device_type, dtype):
                 raise BackendError(f"{self.name}: backend '{requested}' cannot be used: {reason}.")
             return requested
-        for name in _BEST.get(device_type, _BEST_ELSEWHERE):
+        order = (
+            gpu_order(self.name, tensor.numel()) if device_type == "cuda" else _BEST.get(device_type, ("reference",))
+        )
+        for name in order:
             if self.why_not(name, device_type, dtype) is None:
                 return name
         raise BackendError(f"{self.name}: no backend supports {dtype} on {device_type}.")

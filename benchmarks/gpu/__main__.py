@@ -1,0 +1,215 @@
+"""The steps of `benchmarks/gpu.sh`, in order, within a number of minutes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .store import ROOT, Store, fingerprint
+
+PASSED, FAILED, INCOMPLETE = 0, 1, 2
+"""Exit statuses: everything is right; a build, test or contest is not; something did not run for want of time."""
+
+_TESTS_SHARE = 0.5
+"""Of what is left after the build, the most that the tests take."""
+_LAST = 10.0
+"""Seconds kept for the report."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit status."""
+    given = _arguments(argv)
+    began = time.monotonic()
+    _set_environment(given.work, dry=given.dry)
+    from . import report  # after the environment, which torch and Triton read as they are imported
+    from .cases import all_cases
+
+    cases = all_cases(tiny=given.dry)
+    if given.command == "page":
+        print(report.write_page(cases, given.results))
+        return PASSED
+    if given.command == "choose":
+        return _choose(given.results, cases)
+    return _run(given, began)
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/gpu.sh",
+        description="Builds the CUDA kernels, runs every GPU test, then the benchmarks. The same command goes on where it "
+        "was stopped.",
+    )
+    parser.add_argument(
+        "command",
+        nargs="?",
+        default="run",
+        choices=("run", "choose", "page"),
+        help="run everything; or, from results, write parl_core/ops/choice.json or the table in docs/gpu.md",
+    )
+    parser.add_argument("--fresh", action="store_true", help="run again what has been run")
+    parser.add_argument("--minutes", type=float, default=9.5, help="for all of it; 9.5 unless given")
+    parser.add_argument(
+        "--only", default="", metavar="PART", help="only contests with this in their name, and their tests"
+    )
+    parser.add_argument("--work", type=Path, help="the folder of what is done; runs/gpu unless given")
+    parser.add_argument("--results", type=Path, help="the folder of the results; benchmarks/results unless given")
+    parser.add_argument(
+        "--dry", action="store_true", help="on the CPU, with tiny sizes, to try all of this without a GPU"
+    )
+    given = parser.parse_args(argv)
+    given.work = (given.work or ROOT / "runs" / ("gpu-dry" if given.dry else "gpu")).resolve()
+    given.results = (
+        given.results or (given.work / "results" if given.dry else ROOT / "benchmarks" / "results")
+    ).resolve()
+    return given
+
+
+def _set_environment(work: Path, *, dry: bool) -> None:
+    """For this process and all that it starts."""
+    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    defaults = {
+        "OMP_NUM_THREADS": "1",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",  # its default on GPUs is TF32
+        "JAX_COMPILATION_CACHE_DIR": str(work / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    if dry:
+        defaults |= {"TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        for path in (ROOT / "build" / "emulated").glob("_emulated*.so"):
+            defaults["PARL_CUDA_EMULATED"] = str(path)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _choose(results: Path, cases: Sequence[Any]) -> int:
+    from parl_core.ops.choice import TABLE, format_table, rules
+
+    from . import choose, report
+
+    environment, contests = report.read(results)
+    if not environment.get("gpu"):
+        print(f"{results} holds no results of a GPU", file=sys.stderr)
+        return FAILED
+    TABLE.write_text(format_table(choose.choose(rules(), cases, contests, environment)))
+    print(TABLE)
+    return PASSED
+
+
+def _run(given: argparse.Namespace, began: float) -> int:
+    import torch
+
+    from benchmarks.harness.contest import ON_THE_DEVICE
+    from parl_core.bench.results import contest_of
+
+    from . import build, contests, machine, report, tests
+    from .cases import all_cases
+
+    if not given.dry and not torch.cuda.is_available():
+        print("No NVIDIA GPU is visible to torch. --dry tries the harness on the CPU.", file=sys.stderr)
+        return FAILED
+    if shutil.which("pytest") is None and not _has("pytest"):
+        print("pytest is not installed", file=sys.stderr)
+        return FAILED
+    device = "cpu" if given.dry else torch.cuda.get_device_name(0)
+    sources = fingerprint(device, given.dry, torch.__version__)
+    store = Store(given.work, sources)
+    if given.fresh:
+        store.forget()
+    end = began + 60.0 * given.minutes - _LAST
+    problems: list[str] = []
+
+    build.link_kernels()
+    if not given.dry and (why := build.why_build()):
+        print(f"Building the extension: {why}", flush=True)
+        if failure := build.build(store.folder / "build.log", end):
+            problems.append(f"build: {failure}")
+            print(f"  {failure}", flush=True)
+
+    cases = [case for case in all_cases(tiny=given.dry) if given.only in case.id]
+    files = tests.gpu_test_files(dry=given.dry)
+    if given.only:
+        parts = {part for case in cases for part in case.tests}
+        files = [file for file in files if any(part in Path(file).name for part in parts)]
+    print(f"Tests: {len(files)} files", flush=True)
+    preparing = [] if given.dry else contests.start_preparing(cases, store.folder / "prepare.log", 3)
+    now = time.monotonic()
+    outcomes = tests.run_tests(files, store, now + _TESTS_SHARE * max(end - now, 0.0), _say)
+    for process in preparing:
+        contests.processes.stop(process)
+
+    print("Floors of the machine", flush=True)
+    floors = contests.measure_machine(store, end, dry=given.dry)
+    if not floors and time.monotonic() < end:
+        problems.append(f"machine: its floors could not be measured; see {store.folder / 'contests.log'}")
+
+    red = {case.id: tests.red(outcomes, case.tests) for case in cases}
+    withheld = {name: f"its tests are red: {', '.join(found)}" for name, found in red.items() if found}
+    print(f"Contests: {len(cases)}", flush=True)
+    found = contests.run_cases(cases, withheld, store, end, _say, dry=given.dry)
+
+    environment = {**machine.describe(), **floors, "sources": sources}
+    held = [contest_of(fields) for case in cases for fields in found.get(case.id, {}).get("contests", ())]
+    written = report.write(given.results, environment, held)
+
+    failed = [f"{name}: {line}" for name, outcome in outcomes.items() for line in outcome.failed]
+    problems += [f"test {line}" for line in failed]
+    problems += [f"{name}: {outcome['why']}" for name, outcome in found.items() if "why" in outcome]
+    broken = [
+        f"{contest.topic} {contest.name.removesuffix(ON_THE_DEVICE)}: {entry.name} {entry.withheld}"
+        for contest in held
+        for entry in contest.broken
+    ]
+    problems += dict.fromkeys(broken)  # who fell out of a contest's first half is out of its second, too
+    missing = [f"test {file}" for file in files if file not in outcomes]
+    missing += [case.id for case in cases if case.id not in found]
+
+    print()
+    for line in [*report.machine_lines(environment), "", report.table(cases, held)]:
+        print(line)
+    _summary(outcomes, problems, missing, written)
+    return FAILED if problems else INCOMPLETE if missing else PASSED
+
+
+def _summary(outcomes: dict[str, Any], problems: list[str], missing: list[str], written: list[Path]) -> None:
+    passed = sum(outcome.passed for outcome in outcomes.values())
+    skipped: dict[str, int] = {}
+    for outcome in outcomes.values():
+        for reason, count in outcome.skipped.items():
+            skipped[reason] = skipped.get(reason, 0) + count
+    print(f"{passed} tests passed, {sum(len(outcome.failed) for outcome in outcomes.values())} failed.")
+    for reason, count in sorted(skipped.items(), key=lambda item: -item[1])[:8]:
+        print(f"  {count} skipped: {reason}")
+    for title, lines in (
+        ("Wrong or broken:", problems),
+        ("Not run, for want of time; the same command goes on:", missing),
+    ):
+        if lines:
+            print(title)
+            for line in lines[:40]:
+                print(f"  {line}")
+            if len(lines) > 40:
+                print(f"  and {len(lines) - 40} more")
+    if written:
+        print(f"Results: {', '.join(map(str, written))}")
+
+
+def _has(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

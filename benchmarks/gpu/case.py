@@ -1,0 +1,135 @@
+"""A contest on a GPU as it is told before anything of it is computed, and what it needs when it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Absent, Floor, Peer
+from benchmarks.harness.answers import Check
+from benchmarks.harness.device import Clock
+from parl_core.bench.results import Contest, Entry
+from parl_core.ops import BackendError, support_table
+
+Run = Callable[[], Any]
+Make = Callable[[], Run]
+
+BACKENDS = ("triton", "cuda", "reference")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Where a case is set up."""
+
+    device: torch.device
+    clock: Clock
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The arguments of a contest; see `benchmarks.harness`."""
+
+    check: Check
+    ours: Mapping[str, Make]
+    peers: Mapping[str, Make | Peer] = field(default_factory=dict)
+    floor: Floor | None = None
+    gradient: Make | None = None
+    cold: bool = False
+    """Whether the device's time is taken with empty caches, as where a call's traffic decides."""
+    alone: bool = True
+    """Whether there is a time on the device alone; not of what reads its outcome, or is a CUDA graph already."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a contest must show: our best against the floor, against peers, or calls a second."""
+
+    at_least: float
+    floor: bool = False
+    """The floor's time over ours, on the device: the share of the bandwidth, or of the rate."""
+    peers: tuple[str, ...] = ()
+    """The time of the best of these over ours."""
+    work: float = 0.0
+    """So many of something in a call, in a second."""
+    on_device: bool = False
+    """Whether the times of the device alone count, and not those of a call."""
+
+    def measured(self, called: Contest, alone: Contest | None) -> float | None:
+        """What is compared with `at_least`; None where something of it was not timed."""
+        contest = alone if self.on_device or self.floor else called
+        ours = best_of_ours(contest) if contest else None
+        if contest is None or ours is None or ours.median is None:
+            return None
+        if self.floor:
+            return None if ours.to_floor is None else 1.0 / ours.to_floor
+        if self.peers:
+            times = [entry.median for entry in contest.entries if entry.name in self.peers and entry.median is not None]
+            return min(times) / ours.median if times else None
+        return self.work / ours.median
+
+    def __str__(self) -> str:
+        if self.floor:
+            return f"≥ {100 * self.at_least:.0f}% of the floor's rate, on the device"
+        where = ", on the device" if self.on_device else ""
+        if self.peers:
+            return f"≥ {self.at_least:g}× the best of {', '.join(self.peers)}{where}"
+        return f"≥ {self.at_least:g} a second{where}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A contest: its name, what it is about, and how it is set up."""
+
+    topic: str
+    name: str
+    setup: Callable[[Lab], Setup]
+    tests: tuple[str, ...]
+    """Parts of the names of test files: where one of those is red, no time is told."""
+    bars: tuple[Bar, ...] = ()
+    op: str | None = None
+    """The op whose choice of a backend it informs, as the registry names it."""
+    size: int | None = None
+    """The elements of the tensor that this choice looks at; None: the op has one rule for all sizes."""
+    rank: int = 1
+    """Lower ones are run first: 0 those with bars, 2 what is only for information."""
+
+    @property
+    def id(self) -> str:
+        """One for all cases."""
+        return f"{self.topic} {self.name}"
+
+
+def best_of_ours(contest: Contest) -> Entry | None:
+    """By the median; None where none of ours was timed."""
+    timed = [entry for entry in contest.entries if entry.ours and entry.median is not None]
+    return min(timed, key=lambda entry: entry.median or 0.0, default=None)
+
+
+def require(op: str, backend: str, device: torch.device) -> None:
+    """For ops whose backend is told by a context, which leaves alone what it does not implement.
+
+    Raises:
+        Absent: the op is not implemented in this backend, for float32 on this device.
+    """
+    if reason := support_table(device.type)[op][backend]:
+        raise Absent(reason)
+
+
+def by_backend(make: Callable[[str], Run], backends: Sequence[str] = BACKENDS) -> dict[str, Make]:
+    """Contestants named after the backends; what the op does not have on this device is absent, not broken."""
+
+    def maker(backend: str) -> Make:
+        def run_of_backend() -> Run:
+            try:
+                run = make(backend)
+                run()
+            except BackendError as error:
+                raise Absent(str(error)) from error
+            return run
+
+        return run_of_backend
+
+    return {backend: maker(backend) for backend in backends}
