@@ -304,10 +304,7 @@ def jet(log_ratio, alpha, function: tl.constexpr, flipped: tl.constexpr, over_ra
 
     The constants are the fields of `f_divergence_terms.Term`.
     """
-    if flipped:
-        x = -log_ratio
-    else:
-        x = log_ratio
+    x = -log_ratio if flipped else log_ratio
     if over_ratio:
         value, first, second = _over_ratio(x, alpha, function)
     else:
