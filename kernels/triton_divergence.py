@@ -24,10 +24,10 @@ from .triton_divergence_kernels import (
     trajectory_sum_kernel,
 )
 
-# Steps of one program, 8 for each thread of 8 warps: two loads of 16 bytes in flight for a thread, 64 KiB for a
-# multiprocessor that holds 2048 of them, twice what hides the latency of an H200's memory. Not tuned by measurement: the
+# Bytes of a vector of one program, 32 for each thread of 8 warps: two loads of 16 bytes in flight for a thread, 64 KiB for
+# a multiprocessor that holds 2048 of them, twice what hides the latency of an H200's memory. Not tuned by measurement: the
 # order of summation, and so the last bits of a sum, would depend on what was measured.
-_BLOCK = 2048
+_BYTES = 8192
 _WARPS = 8
 # Steps that a program does at once in double precision, one for each thread.
 _CHUNK = 256
@@ -61,9 +61,10 @@ def divergence_terms(log_ratio: Tensor, term: Any, order: int) -> Tensor:
     if count == 0:
         return out
     function, flipped, over_ratio, alpha = term
+    block = _block(log_ratio)
     with torch.cuda.device_of(log_ratio):
-        terms_kernel[(triton.cdiv(count, _BLOCK),)](
-            log_ratio, out, count, alpha, function, flipped, over_ratio, order, _precision(log_ratio), _BLOCK,
+        terms_kernel[(triton.cdiv(count, block),)](
+            log_ratio, out, count, alpha, function, flipped, over_ratio, order, _precision(log_ratio), block,
             num_warps=_WARPS, **LAUNCH,
         )  # fmt: skip
     return out
@@ -112,13 +113,13 @@ def divergence(log_ratio: Tensor, offsets: Tensor | None, estimate: Estimate) ->
 
 
 def _of_elements(log_ratio: Tensor, estimate: Estimate) -> None:
-    count = log_ratio.numel()
-    programs, scale = triton.cdiv(count, _BLOCK), _scale(estimate, count)
+    count, block = log_ratio.numel(), _block(log_ratio)
+    programs, scale = triton.cdiv(count, block), _scale(estimate, count)
     values, slopes = _sums(estimate, programs)
     function, flipped, over_ratio, alpha = estimate.term
     sum_kernel[(programs,)](
         log_ratio, estimate.weights, estimate.vector, estimate.cotangent, estimate.gradient, estimate.product,
-        values, slopes, count, scale, alpha, function, flipped, over_ratio, _precision(log_ratio), _BLOCK, _CHUNK,
+        values, slopes, count, scale, alpha, function, flipped, over_ratio, _precision(log_ratio), block, _CHUNK,
         num_warps=_WARPS, **LAUNCH,
     )  # fmt: skip
     _total(values, estimate.value, scale)
@@ -129,7 +130,7 @@ def _of_trajectories(log_ratio: Tensor, offsets: Tensor, estimate: Estimate, pre
     """In tiles of trajectories by steps, as wide as a trajectory of mean length."""
     count, trajectories = log_ratio.numel(), offsets.numel() - 1
     columns = min(max(triton.next_power_of_2(triton.cdiv(count, trajectories)), _COLUMNS[0]), _COLUMNS[1])
-    rows = _BLOCK // columns
+    rows = _block(log_ratio) // columns
     while rows > 1 and trajectories < rows * _PROGRAMS:
         rows //= 2
     programs, scale = triton.cdiv(trajectories, rows), _scale(estimate, trajectories)
@@ -152,7 +153,7 @@ def _of_long_trajectories(log_ratio: Tensor, offsets: Tensor, estimate: Estimate
 
     def sums(steps: Tensor) -> Tensor:
         out = steps.new_empty(trajectories * parts, dtype=torch.float64)
-        chunk_sums_kernel[grid](steps, offsets, out, count, parts, _BLOCK, num_warps=_WARPS, **LAUNCH)
+        chunk_sums_kernel[grid](steps, offsets, out, count, parts, _block(steps), num_warps=_WARPS, **LAUNCH)
         return out
 
     wanted = {name: steps for name in ("gradient", "product") if (steps := getattr(estimate, name)) is not None}
@@ -162,7 +163,9 @@ def _of_long_trajectories(log_ratio: Tensor, offsets: Tensor, estimate: Estimate
     part_offsets = torch.arange(0, trajectories * parts + 1, parts, device=offsets.device)
     _of_trajectories(sums(log_ratio), part_offsets, estimate._replace(**of_parts), _precision(log_ratio))
     for name, steps in wanted.items():
-        fill_chunks_kernel[grid](steps, of_parts[name], offsets, count, parts, _BLOCK, num_warps=_WARPS, **LAUNCH)
+        fill_chunks_kernel[grid](
+            steps, of_parts[name], offsets, count, parts, _block(steps), num_warps=_WARPS, **LAUNCH
+        )
 
 
 def _scale(estimate: Estimate, samples: int) -> float:
@@ -181,6 +184,11 @@ def _sums(estimate: Estimate, programs: int) -> tuple[Tensor | None, Tensor | No
 def _total(sums: Tensor | None, out: Tensor | None, scale: float) -> None:
     if sums is not None:
         total_kernel[(1,)](sums, out, sums.numel(), scale, _SUMS, num_warps=_WARPS, **LAUNCH)
+
+
+def _block(log_ratio: Tensor) -> int:
+    """Steps of one program; of half precision as many as of single, in which they are computed."""
+    return _BYTES // max(log_ratio.element_size(), 4)
 
 
 def _precision(tensor: Tensor) -> tl.dtype:

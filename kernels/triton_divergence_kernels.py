@@ -195,10 +195,17 @@ def _row_sums(steps, start, stop, longest, rows: tl.constexpr, columns: tl.const
     """Σ steps[start:stop] of every row; sums over `columns` steps are added in double precision."""
     dtype: tl.constexpr = accumulator(steps.dtype.element_ty)
     sums = tl.zeros((rows,), tl.float64)
+    # In double precision the columns are added first: the compiler fails on sums of sums that need no conversion.
+    columnwise = tl.zeros((rows, columns), tl.float64)
     for begin in range(0, longest, columns):
         place = (start + begin)[:, None] + tl.arange(0, columns)[None, :]
         part = tl.load(steps + place, mask=place < stop[:, None], other=0.0).to(dtype)
-        sums += tl.sum(part, 1).to(tl.float64)
+        if dtype == tl.float64:
+            columnwise += part
+        else:
+            sums += tl.sum(part, 1).to(tl.float64)
+    if dtype == tl.float64:
+        sums = tl.sum(columnwise, 1)
     return sums
 
 
