@@ -1,24 +1,20 @@
 // A linearization on a GPU and the operators made from it, as Python holds them.
 #pragma once
 
-#include <pybind11/pybind11.h>
-
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include "cuda/mlp_linearization.h"
-#include "cuda/operator.h"
+#include "device_tensor.h"
 
 namespace parl::bindings::cuda {
-
-namespace py = pybind11;
 
 // With the tensors whose memory it reads and computes in.
 template <typename T>
 struct SharedLinearization {
-    std::unique_ptr<parl::cuda::MlpLinearization<T>> native;
     std::vector<py::object> tensors;
+    DeviceTensor params;
+    std::unique_ptr<parl::cuda::MlpLinearization<T>> native;
 };
 
 template <typename T>
@@ -26,12 +22,13 @@ struct BoundLinearization {
     std::shared_ptr<SharedLinearization<T>> shared;
 };
 
-// v ↦ A v.
+// v ↦ A v. Hold the GIL while native->apply is called: the launches of one product must not mix with those of
+// another one of the same linearization.
 template <typename T>
 struct BoundOperator {
     std::shared_ptr<SharedLinearization<T>> shared;
-    std::vector<py::object> tensors;
-    std::unique_ptr<parl::cuda::MlpCurvature<T>> native;  // a parl::cuda::Operator<T>
+    py::object memory;
+    std::unique_ptr<parl::cuda::MlpCurvature<T>> native;
 };
 
 }  // namespace parl::bindings::cuda
