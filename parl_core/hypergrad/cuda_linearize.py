@@ -45,7 +45,10 @@ class CudaChunk(NativeChunk):
         return None if weights is None or weights.is_inference() else (weights, weights._version)
 
     def _is_remembered(self, kept: Any, weights: Tensor | None) -> bool:
-        return weights is None or (kept is not None and is_unchanged(*kept, weights))
+        if weights is None or kept is None:
+            return weights is None
+        tensor, version = kept
+        return is_unchanged(tensor, version, weights)
 
 
 def cuda_chunk() -> type[CudaChunk]:

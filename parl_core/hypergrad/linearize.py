@@ -3,9 +3,9 @@
 Steps come in chunks, and every product is a sum (or a concatenation) over them. Without `chunk_steps` there is a single
 chunk, whose products are kept ready; with it each chunk is made for a product and freed before the next one.
 
-Who makes a chunk's products: autograd, by the graphs of `ChunkGraphs`, for any policy (the backend `reference`); or, for the
-package's own policies, kernels: those behind `NativeChunk` on the CPU (`cpp`), those behind `CudaChunk` on a GPU (`cuda`), each
-chosen by itself where it can be.
+Who makes a chunk's products: autograd, by the graphs of `ChunkGraphs`, for any policy (the backend `reference`); or kernels, for
+the package's own policies: those behind `NativeChunk` on the CPU (`cpp`) and `CudaChunk` on a GPU (`cuda`), chosen by
+themselves where they can be.
 """
 
 from __future__ import annotations
