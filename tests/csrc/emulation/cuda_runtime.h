@@ -22,6 +22,7 @@
 // Storage that emulation.cpp finds, to fill it with NaN before each block.
 #define __shared__ static thread_local
 #define __constant__ static const
+#define __grid_constant__
 #define __restrict__ __restrict
 #define __align__(bytes) alignas(bytes)
 
