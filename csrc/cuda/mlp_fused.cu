@@ -325,7 +325,7 @@ class Block {
 };
 
 template <typename A, bool kHessian, typename T>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 1)
     fused_kernel(const __grid_constant__ FusedProduct<T> product, const T* v, T* along, T* partials) {
     const Block<A, kHessian, T> block(product, v, partials + blockIdx.x * product.network.num_params);
     const std::int64_t rows = product.layout.rows;

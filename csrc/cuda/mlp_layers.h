@@ -57,8 +57,8 @@ struct HiddenLayer {
     T* slopes;
     T* bends;
 
-    Matrix<T> activations() const { return {values, 2 * width}; }
-    Matrix<T> tangents() const { return {values + width, 2 * width}; }
+    PARL_INLINE Matrix<T> activations() const { return {values, 2 * width}; }
+    PARL_INLINE Matrix<T> tangents() const { return {values + width, 2 * width}; }
 };
 
 // By layer from the second on, where a product of tangents and values reads [Ẇ | W] and [W ; Ẇ].

@@ -36,13 +36,32 @@ def test_products_are_those_of_autograd(device, head, activation, hidden):
     check_products(policy, make_steps(policy, (3, 0, 1, 33)), backend="cuda", device=device)
 
 
-@pytest.mark.parametrize("lengths", [(130, 0, 77, 1, 60, 0), (700, 0, 500)], ids=["short", "long"])
-@pytest.mark.parametrize("head", HEADS)
+SHORT, LONG = (130, 0, 77, 1, 60, 0), (700, 0, 500)
+
+
+@pytest.mark.parametrize(
+    "head, lengths", [*((head, SHORT) for head in HEADS), ("state", LONG), ("categorical", LONG)], ids=str
+)
 def test_products_of_wide_layers_and_several_blocks(device, head, lengths):
     """Tiles are 64 units and 32 columns wide; trajectories of more than 512 steps on average go to larger blocks."""
     torch.manual_seed(0)
-    policy = make_policy(head, (65, 130), "silu" if head == "state" else "tanh", obs_dim=67, act_dim=6)
+    policy = make_policy(head, (65, 70), "silu" if head == "state" else "tanh", obs_dim=67, act_dim=6)
     check_products(policy, make_steps(policy, lengths), backend="cuda", device=device)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_small_networks_go_through_in_tiles(device, head):
+    """More tiles than blocks: at most 64 steps, and two to each multiprocessor, of which the emulation has two."""
+    torch.manual_seed(0)
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    policy = make_policy(head, (9, 5), "silu" if head == "global" else "tanh", obs_dim=6, act_dim=3)
+    trajectories = make_steps(policy, (4 * 64 * processors, 13))
+    kernels, autograd = both(policy, trajectories, "cuda", device)
+    w, v = torch.randn(trajectories.num_steps, dtype=F64), torch.randn(kernels.num_params, dtype=F64)
+    there = w.to(device), v.to(device)
+    for ours, expected in zip(kernels.jvp_and_hvp(*there), autograd.jvp_and_hvp(w, v), strict=True):
+        close(ours, expected)
+    close(kernels.fisher_vp(*there), autograd.fisher_vp(w, v))
 
 
 @pytest.mark.parametrize("num_actions", [31, 32, 65])
@@ -89,17 +108,17 @@ def test_float32(device, head):
     check_products(policy, trajectories, 2e-5, "cuda", device)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_shape(device, data):
     torch.manual_seed(0)
-    sizes = st.sampled_from([1, 2, 6, 31, 32, 33, 63, 64, 65])
+    sizes = st.sampled_from([1, 2, 6, 31, 33, 63, 65])
     head = data.draw(st.sampled_from(HEADS))
-    hidden = tuple(data.draw(st.lists(sizes, max_size=3)))
+    hidden = tuple(data.draw(st.lists(sizes, max_size=2)))
     policy = make_policy(
         head, hidden, data.draw(st.sampled_from(["tanh", "relu", "silu"])), data.draw(sizes), data.draw(sizes)
     )
-    lengths = data.draw(st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 63, 100]), min_size=1, max_size=4))
+    lengths = data.draw(st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 63]), min_size=1, max_size=4))
     chunk_steps = data.draw(st.sampled_from([None, 29]))
     check_products(policy, make_steps(policy, lengths), backend="cuda", device=device, chunk_steps=chunk_steps)
 
@@ -214,7 +233,9 @@ def test_a_whole_hypergradient(device, head, curvature):
     arguments = {
         "loss": parl.TrajectoryLoss(lambda r, t: t.sum_steps(r(t.observations, t.actions))),
         "discount": 0.9,
-        "curvature": parl.Fisher(0.3, 0.05) if curvature == "fisher" else parl.ScoreHessian(temperature=0.3, damping=1000.0),
+        "curvature": parl.Fisher(0.3, 0.05)
+        if curvature == "fisher"
+        else parl.ScoreHessian(temperature=0.3, damping=1000.0),
         "solver": parl.MINRES(rtol=1e-11, max_iterations=200),
     }
     results = []
