@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "cuda/head_cotangent.cuh"
 #include "cuda/launch.h"
 #include "cuda/mlp_fused.h"
@@ -14,8 +12,7 @@ using math::Head;
 // numbers, the same for all lanes, and eight of one for 32 multiply-adds.
 constexpr int kRows = 4, kColumns = 2;
 constexpr int kLanesPerRow = kWarp / kRows;  // where a row's sums are taken
-constexpr int kMaxTile = 64;
-constexpr int kMaxThreads = kMaxTile / kRows * kWarp;
+constexpr int kMaxThreads = kMaxTileRows / kRows * kWarp;
 
 template <typename T>
 struct alignas(16) Four {
@@ -335,57 +332,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     for (std::int64_t tile = begin; tile < end; ++tile) block.pass(tile * rows, tile > begin, along);
 }
 
-FusedLayout lay_out(const Network& network, int rows, bool has_hessian) {
-    FusedLayout layout{};
-    layout.rows = rows;
-    std::int64_t used = 0;
-    const auto take = [&](std::int64_t size) {
-        const auto at = static_cast<int>(used);
-        used += (size + 3) / 4 * 4;
-        return at;
-    };
-    for (int l = 0; l < network.num_layers; ++l) {
-        const LayerShape& layer = network.layers[l];
-        const std::int64_t size = padded(layer.outputs) * (padded(layer.inputs) + std::int64_t{1});
-        layout.weights[l] = take(size);
-        layout.weight_tangents[l] = take(size);
-        layout.inputs[l] = take(rows * padded(layer.inputs));
-        if (l > 0) layout.input_tangents[l] = take(rows * padded(layer.inputs));
-        layout.deltas[l] = take(rows * padded(layer.outputs));
-        if (has_hessian) layout.kept[l] = take(rows * padded(layer.outputs));
-    }
-    layout.output_tangents = take(rows * padded(network.last().outputs));
-    if (network.free_log_std > 0) layout.log_std = take(rows * padded(network.free_log_std));
-    layout.elements = used;
-    return layout;
-}
-
 }  // namespace
-
-template <typename T>
-FusedLayout fused_layout(const Network& network, std::int64_t num_steps, bool has_hessian) {
-    for (int l = 0; l < network.num_layers; ++l) {
-        // What cannot fit anyway, and would not be counted in an int.
-        if (network.layers[l].inputs > 1024 || network.layers[l].outputs > 1024) return {};
-    }
-    int device = 0, bytes = 0, processors = 0;
-    check(cudaGetDevice(&device), "the current device");
-    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-          "a device's shared memory");
-    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
-          "a device's number of multiprocessors");
-    // The largest tile that leaves no multiprocessor idle: weights are read once for each.
-    int rows = kMaxTile;
-    while (rows > 16 && num_steps <= std::int64_t{rows} / 2 * processors) rows /= 2;
-    for (; rows >= 16; rows /= 2) {
-        FusedLayout layout = lay_out(network, rows, has_hessian);
-        if (layout.elements * static_cast<std::int64_t>(sizeof(T)) > bytes) continue;
-        // Two to a multiprocessor, where tiles are small enough for that.
-        layout.blocks = std::min<std::int64_t>((num_steps + rows - 1) / rows, 2 * processors);
-        return layout;
-    }
-    return {};
-}
 
 template <typename T>
 void fused_product(const FusedProduct<T>& product, const T* v, const Shift<T>& shift, T* along, T* partials,
@@ -405,7 +352,6 @@ void fused_product(const FusedProduct<T>& product, const T* v, const Shift<T>& s
 }
 
 #define PARL_INSTANTIATE(T)                                                                       \
-    template FusedLayout fused_layout<T>(const Network&, std::int64_t, bool);                     \
     template void fused_product<T>(const FusedProduct<T>&, const T*, const Shift<T>&, T*, T*, T*, \
                                    cudaStream_t);
 PARL_INSTANTIATE(float)

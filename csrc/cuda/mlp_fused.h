@@ -1,6 +1,10 @@
 // A whole product with the curvature of a small network in two launches, where launches would take longer than
 // the arithmetic: all layers' W and Ẇ lie in a block's shared memory, and tiles of rows go through them forwards
 // and backwards. Each block adds up the parameters' gradient over its tiles; the second launch adds the blocks'.
+//
+// Of 24-64-64-12 units in single precision W and Ẇ take 52 KB and a tile of 64 rows 147 KB of an H200's 227 KB;
+// 8000 steps are 125 tiles for its 132 multiprocessors. A step's 32 000 multiply-adds read some 450 numbers from
+// memory, so arithmetic, fed from shared memory, is what takes the time.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,6 +15,8 @@
 #include "cuda/policy_head.h"
 
 namespace parl::cuda {
+
+inline constexpr int kMaxTileRows = 64;
 
 // Where a block's matrices stand in its shared memory, in elements; by layer. Matrices of tiles have rows of
 // padded(columns) elements.
