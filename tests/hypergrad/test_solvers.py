@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import parl_core as parl
 from parl_core.hypergrad.solvers import drive
+from tests.hypergrad.host_reads import HostReads
 from tests.hypergrad.systems import F64, Counted, spd, symmetric
 
 SOLVERS = {
@@ -234,18 +234,6 @@ def test_a_drift_is_caught_long_before_the_end(name, monkeypatch):
     assert caught.iterations <= clean.iterations + 120 < late.iterations  # caught at the first check or the second
 
 
-class _HostReads(TorchDispatchMode):
-    """Counts what would make the host wait for a device."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("kind", ["well conditioned", "singular", "indefinite"])
 @pytest.mark.parametrize("name", ITERATIVE)
 def test_away_from_the_cpu_the_host_waits_only_at_the_end(name, kind, monkeypatch):
@@ -256,7 +244,7 @@ def test_away_from_the_cpu_the_host_waits_only_at_the_end(name, kind, monkeypatc
         monkeypatch.setattr(drive, "_host_reads_are_free", lambda device: True)
         on_cpu = SOLVERS[name](1e-9, limit)(lambda v: matrix @ v, rhs)
         monkeypatch.setattr(drive, "_host_reads_are_free", lambda device: False)
-        with _HostReads() as mode:
+        with HostReads() as mode:
             elsewhere = SOLVERS[name](1e-9, limit)(lambda v: matrix @ v, rhs)
         reads.append(mode.count)
         assert elsewhere.status is on_cpu.status

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 import parl_core as parl
 from parl_core.hypergrad.solvers import cg, drive, minres, neumann, system
 from parl_core.hypergrad.solvers.system import worst
+from tests.hypergrad.host_reads import HostReads
 from tests.hypergrad.systems import F64, Counted, CountedBlocks, spd, symmetric
-from tests.hypergrad.test_solvers import DIRECT, ITERATIVE, OPERATORS, SOLVERS, TOLERANCES, _HostReads
+from tests.hypergrad.test_solvers import DIRECT, ITERATIVE, OPERATORS, SOLVERS, TOLERANCES
 
 LIMITS = {name: 20 if name == "Neumann" else 200 for name in SOLVERS}  # 300 terms for Neumann
 
@@ -176,7 +177,7 @@ def test_away_from_the_cpu_a_block_waits_only_at_the_end(name, kind, monkeypatch
         monkeypatch.setattr(drive, "_host_reads_are_free", lambda device: True)
         on_cpu = SOLVERS[name](1e-9, limit)(Counted(matrix), rhs)
         monkeypatch.setattr(drive, "_host_reads_are_free", lambda device: False)
-        with _HostReads() as mode:
+        with HostReads() as mode:
             elsewhere = SOLVERS[name](1e-9, limit)(Counted(matrix), rhs)
         reads.append(mode.count)
         assert (elsewhere.status, elsewhere.iterations) == (on_cpu.status, on_cpu.iterations)
