@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...ops.accelerators import cuda_devices
+from ...ops.registry import Op
+from .cuda_cg import launch_on_cuda
 from .drive import Iterate, launch
 from .native_cg import launch_natively, native_operator
 from .solution import LinearOperator, Solution, Status
@@ -52,8 +55,22 @@ def plain(system: System, *, rtol: float, max_iterations: int) -> Callable[[], O
     native = native_operator(system.operator, system.rhs)
     if native is not None:
         return launch_natively(native, system, rtol=rtol, max_iterations=max_iterations)
+    kernel = _loop if system.rhs.dim() == 2 else _OP.kernel(_OP.select(system.rhs, None))
+    return kernel(system, rtol=rtol, max_iterations=max_iterations)
+
+
+def _loop(system: System, *, rtol: float, max_iterations: int) -> Callable[[], Outcome]:
     method = ConjugateGradients(precondition=lambda residual: residual)
     return launch(method, system, rtol=rtol, max_iterations=max_iterations)
+
+
+_OP = Op("cg_vectors", _loop)  # what lies between the products of one right-hand side
+_OP.register(
+    "cuda",
+    lambda: launch_on_cuda,
+    device_types=cuda_devices(),
+    dtypes=frozenset({torch.float32, torch.float64}),
+)
 
 
 @dataclass(frozen=True)

@@ -114,13 +114,42 @@ def launch(method: Method[State], system: System, *, rtol: float, max_iterations
         history.append(state.norm)
         unchecked = [] if method.residual_is_true else going
 
-    residuals = torch.stack([norm.flatten() for norm in history])
-    over = torch.arange(len(history), device=x.device)[:, None] >= count.flatten()
-    residuals = torch.where(over, state.norm.flatten(), residuals)
+    return conclude(
+        method.halt_status,
+        system,
+        state,
+        history=torch.stack([norm.flatten() for norm in history]),
+        count=count,
+        best=best,
+        failures=failures,
+        rtol=rtol,
+    )
+
+
+def conclude(
+    halt_status: Status,
+    system: System,
+    state: Iterate,
+    *,
+    history: Tensor,
+    count: Tensor,
+    best: Tensor,
+    failures: Tensor,
+    rtol: float,
+) -> Callable[[], Outcome]:
+    """What is left to compute after the last iteration; the function that it returns reads the outcome.
+
+    Args:
+        halt_status: what it means when the method halts.
+        history: (iterations or more + 1, K) norms of the residuals.
+        count, best, failures: of each row, its last iteration, and what is known of its restarts.
+    """
+    over = torch.arange(len(history), device=history.device)[:, None] >= count.flatten()
+    residuals = torch.where(over, state.norm.flatten(), history)
     # A restart has shown that the recurrence goes on below what x itself can reach.
     converged = (state.norm <= rtol) | (torch.isfinite(best) & is_rounding(state, rtol) & ~state.halted)
     end = ending(system, state, converged=converged, stagnated=failures >= PATIENCE, count=count)
-    return lambda: read_ending(method.halt_status, end, state, residuals)
+    return lambda: read_ending(halt_status, end, state, residuals)
 
 
 def first_residual(system: System) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,9 @@ from .system import Outcome, System
 def native_operator(operator: LinearOperator, rhs: Tensor) -> NativeOperator | None:
     """The operator as the kernels can solve with it for rhs; None where the loop in Python is to do it."""
     offered = getattr(operator, "native", None)
-    if not callable(offered) or rhs.dim() != 1 or rhs.device.type != "cpu" or requested_backend() == "reference":
+    if not callable(offered) or rhs.dim() != 1 or rhs.device.type != "cpu":
+        return None
+    if requested_backend() in ("reference", "cuda"):
         return None
     native: NativeOperator | None = offered(0.0)
     if native is None or (native.size, native.dtype) != (rhs.shape[0], rhs.dtype):
