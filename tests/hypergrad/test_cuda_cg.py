@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+
 import pytest
 import torch
 
 import parl_core as parl
 from parl_core.hypergrad.solvers import cuda_cg, drive
 from parl_core.hypergrad.solvers.system import System
-from parl_core.ops.accelerators import emulated, why_no_cuda
+from parl_core.ops.accelerators import emulated
 from tests.hypergrad.host_reads import HostReads
 from tests.hypergrad.systems import F64, spd, symmetric
 
 F32 = torch.float32
 Status = parl.Status
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.skipif(why_no_cuda() is not None, reason=f"backend cuda: {why_no_cuda()}"),
-]
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "cuda_kernels")
 DTYPES = pytest.mark.parametrize(
     ("dtype", "rtol", "tolerance"), [(F64, 1e-9, 1e-9), (F32, 1e-4, 1e-3)], ids=["float64", "float32"]
 )
@@ -61,6 +61,14 @@ def diagonal_system(size, device, dtype=F64, condition=5.0):
     diagonal = 1.0 + (condition - 1.0) * torch.rand(size, generator=generator, dtype=F64)
     rhs = torch.randn(size, generator=generator, dtype=F64)
     return diagonal.to(device, dtype), rhs.to(device, dtype)
+
+
+def emulation():
+    """The module that draws the order of threads and blocks."""
+    spec = importlib.util.spec_from_file_location("_emulated", os.environ["PARL_CUDA_EMULATED"])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @DTYPES
@@ -109,9 +117,7 @@ def test_results_are_the_same_bit_for_bit(device, size):
     found = []
     for seed in range(3):
         if emulated():
-            from parl_core.ops.accelerators import emulated_module
-
-            emulated_module().seed(seed)
+            emulation().seed(seed)
         found.append(both(lambda v: diagonal * v, rhs, rtol=1e-6, max_iterations=8)[0])
     for other in found[1:]:
         assert torch.equal(found[0].value, other.value) and torch.equal(found[0].residuals, other.residuals)

@@ -32,9 +32,7 @@ def launch_on_cuda(system: System, *, rtol: float, max_iterations: int) -> Calla
     reals = x.new_empty(library.num_reals)
     words = torch.empty(library.num_words, dtype=torch.int32, device=x.device)
     partials = torch.empty(library.num_partials, dtype=torch.float64, device=x.device)
-    solve = library(
-        system.rhs, x, torch.empty_like(x), direction, history, reals, words, partials, 0.0, rtol, PATIENCE
-    )
+    solve = library(system.rhs, x, torch.empty_like(x), direction, history, reals, words, partials, 0.0, rtol, PATIENCE)
     # In the order of csrc/cuda/conjugate_gradients.h.
     norm, operator_norm, best = reals[:3]
     count, failures, negative, halted, active, unchecked = words[:6]
