@@ -214,7 +214,9 @@ def test_a_whole_hypergradient(device, head, curvature):
     arguments = {
         "loss": parl.TrajectoryLoss(lambda r, t: t.sum_steps(r(t.observations, t.actions))),
         "discount": 0.9,
-        "curvature": parl.Fisher(0.3, 0.05) if curvature == "fisher" else parl.ScoreHessian(temperature=0.3, damping=20.0),
+        "curvature": parl.Fisher(0.3, 0.05)
+        if curvature == "fisher"
+        else parl.ScoreHessian(temperature=0.3, damping=20.0),
         "solver": parl.CG(rtol=1e-11, max_iterations=200),
     }
     results = []

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...offsets import is_capturing
 from ...ops.accelerators import cuda_library
 from .drive import CHECK_EVERY, PATIENCE, Iterate, conclude, first_residual
 from .solution import Status
@@ -36,7 +37,7 @@ def launch_on_cuda(system: System, *, rtol: float, max_iterations: int) -> Calla
     # In the order of csrc/cuda/conjugate_gradients.h.
     norm, operator_norm, best = reals[:3]
     count, failures, negative, halted, active, unchecked = words[:6]
-    look = not _is_capturing(x)
+    look = not is_capturing()
 
     solve.start(residual, stream)
     taken = 0
@@ -70,7 +71,3 @@ def _product(system: System, vector: Tensor) -> Tensor:
 
 def _stream(like: Tensor) -> int:
     return torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else 0
-
-
-def _is_capturing(like: Tensor) -> bool:
-    return like.is_cuda and torch.cuda.is_current_stream_capturing()
