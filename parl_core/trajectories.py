@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import NonFiniteError
-from .offsets import check_offsets, remember_offsets
+from .offsets import check_offsets, is_capturing, remember_offsets
 
 
 class Trajectories:
@@ -283,8 +283,11 @@ class PreferencePairs:
 
 
 def require_finite(name: str, tensor: Tensor | None) -> None:
-    """Refuse a NaN or an infinity in `tensor`, naming the first place."""
-    if tensor is None or not tensor.is_floating_point():
+    """Refuse a NaN or an infinity in `tensor`, naming the first place.
+
+    Not while a CUDA graph is captured: nothing has been computed then.
+    """
+    if tensor is None or not tensor.is_floating_point() or is_capturing():
         return
     finite = torch.isfinite(tensor)
     if not finite.all():

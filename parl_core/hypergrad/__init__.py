@@ -21,6 +21,7 @@ from .solvers import (
     Status,
     Woodbury,
     automatic_damping,
+    capture_solve,
 )
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "Woodbury",
     "ZeroOrder",
     "automatic_damping",
+    "capture_solve",
     "check_hypergradient",
     "hypergradient",
     "implicit_gradient",

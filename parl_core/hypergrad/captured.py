@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..offsets import is_capturing
 from ..trajectories import Trajectories
 from .flat import flat_grad, trainable_parameters
 from .modules import Chunk, came, reward_chunks, reward_vjp, takes_offsets
@@ -81,7 +82,8 @@ class CapturedPolicy:
         """Refuse a policy whose log-probabilities change from call to call, as those of a dropout layer do.
 
         Two calls without a graph on up to 64 steps (or one whole trajectory) around the least probable one, where the
-        policy's own numbers surely count: language models give their prompts probability 1.
+        policy's own numbers surely count: language models give their prompts probability 1. None while a CUDA graph is
+        captured, since their numbers could not be looked at.
 
         Args:
             log_prob: (T,) of all steps.
@@ -90,7 +92,7 @@ class CapturedPolicy:
         Raises:
             ValueError: the calls disagree; on accelerators, by more than the order of additions explains.
         """
-        if not trajectories.num_steps:
+        if not trajectories.num_steps or is_capturing():
             return
         for chunk in self._chunks_around(trajectories, int(log_prob.argmin()), chunk_steps or _CHECKED_STEPS):
             with torch.no_grad():
@@ -216,9 +218,13 @@ class CapturedReward:
     def check_repeatable(self, trajectories: Trajectories) -> None:
         """Refuse a reward whose numbers change from call to call, by two calls on up to 64 steps (or one trajectory).
 
+        None while a CUDA graph is captured.
+
         Raises:
             ValueError: the calls disagree; on accelerators, by more than the order of additions explains.
         """
+        if is_capturing():
+            return
         first, second = (self.run(_first_values, trajectories) for _ in range(2))
         _refuse_drawing(first, second, "reward", "reward(observations, actions)")
 

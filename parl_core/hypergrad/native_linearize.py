@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..models import policies
 from ..models.policies import CategoricalPolicy, GaussianPolicy
 from ..models.unchanged import change_of
+from ..offsets import is_capturing
 from ..ops.segments import plain
 from ..trajectories import Trajectories
 from .captured import CapturedPolicy
@@ -103,7 +104,7 @@ def check_mlp_steps(mlp: MlpPolicy, dtype: torch.dtype, trajectories: Trajectori
     if mlp.head == "categorical":
         if actions.is_floating_point() or actions.numel() != len(actions):
             raise ValueError("actions are not one integer a step")
-        if actions.numel():
+        if actions.numel() and not is_capturing():
             smallest, largest = torch.stack(torch.aminmax(actions)).tolist()
             if smallest < 0 or largest >= mlp.widths[-1]:
                 raise ValueError(f"actions are not in 0 … {mlp.widths[-1] - 1}")

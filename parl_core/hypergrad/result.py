@@ -145,6 +145,8 @@ def warn_about(result: Hypergradient, not_at_optimum: str, stacklevel: int) -> N
         )
     if solution is not None and solution.negative_curvature:
         warn(f"the lower level has a direction of the wrong curvature, so {not_at_optimum}")
-    for name in ("direct", "implicit", "regularizer"):
-        if not bool(torch.isfinite(getattr(result, name)).all()):
+    names = ("direct", "implicit", "regularizer")
+    finite = torch.stack([torch.isfinite(getattr(result, name)).all() for name in names]).tolist()
+    for name, is_finite in zip(names, finite, strict=True):
+        if not is_finite:
             warn(f"the {name} term holds a NaN or an infinity")

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 import parl_core as parl
+from parl_core.hypergrad.solvers.system import System
+from tests.host_reads import no_host_reads
 
 F64 = torch.float64
 
@@ -23,6 +25,15 @@ def spd(size: int = 20, condition: float = 100.0, seed: int = 0, dtype: torch.dt
     """Eigenvalues from 1 to `condition`, evenly spaced in their logarithms."""
     top = torch.tensor(condition).log10().item()
     return symmetric(torch.logspace(0, top, size, dtype=F64), seed, dtype)
+
+
+def solved_unseen(solver, operator, rhs: Tensor, x0: Tensor | None = None) -> parl.Solution:
+    """By an iterative solver; the host reads nothing from the first product of the iterations to the last."""
+    system = System(operator, rhs, x0)
+    launch = solver.prepare(system)
+    with no_host_reads():
+        read = launch(system)
+    return read()
 
 
 def krylov_basis(matrix: Tensor, rhs: Tensor, steps: int) -> Tensor:

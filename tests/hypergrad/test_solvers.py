@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import parl_core as parl
 from parl_core.hypergrad.solvers import drive
-from tests.hypergrad.systems import F64, Counted, spd, symmetric
+from tests.hypergrad.systems import F64, Counted, solved_unseen, spd, symmetric
 
 SOLVERS = {
     "CG": lambda rtol, limit: parl.CG(rtol=rtol, max_iterations=limit),
@@ -234,37 +233,21 @@ def test_a_drift_is_caught_long_before_the_end(name, monkeypatch):
     assert caught.iterations <= clean.iterations + 120 < late.iterations  # caught at the first check or the second
 
 
-class _HostReads(TorchDispatchMode):
-    """Counts what would make the host wait for a device."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("kind", ["well conditioned", "singular", "indefinite"])
 @pytest.mark.parametrize("name", ITERATIVE)
 def test_away_from_the_cpu_the_host_waits_only_at_the_end(name, kind, monkeypatch):
-    """The device loop, run on the CPU: the same result, and as many host reads for 160 iterations as for 60."""
+    """The device loop, run on the CPU: the same result, and nothing is read before it."""
     matrix, rhs = symmetric(OPERATORS[kind])
-    reads = []
     for limit in (60, 160):
         monkeypatch.setattr(drive, "_host_reads_are_free", lambda device: True)
         on_cpu = SOLVERS[name](1e-9, limit)(lambda v: matrix @ v, rhs)
         monkeypatch.setattr(drive, "_host_reads_are_free", lambda device: False)
-        with _HostReads() as mode:
-            elsewhere = SOLVERS[name](1e-9, limit)(lambda v: matrix @ v, rhs)
-        reads.append(mode.count)
+        elsewhere = solved_unseen(SOLVERS[name](1e-9, limit), lambda v: matrix @ v, rhs)
         assert elsewhere.status is on_cpu.status
         assert elsewhere.iterations == on_cpu.iterations
         assert elsewhere.negative_curvature == on_cpu.negative_curvature
         assert elsewhere.residuals.shape == on_cpu.residuals.shape
         torch.testing.assert_close(elsewhere.value, on_cpu.value, rtol=1e-9, atol=0)
-    assert reads[0] == reads[1] > 0
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -11,9 +11,10 @@ What they share is in `drive.py` (the loop around every iterative one), `system.
     Woodbury     A = (few outer products) + damping: exact, if the operator tells its rows
     Dense        the oracle for small P
 
-`damping.py` chooses a damping for an operator that has none.
+`damping.py` chooses a damping for an operator that has none, `capture.py` makes a CUDA graph of a whole solve.
 """
 
+from .capture import CapturedSolve, capture_solve
 from .cg import CG
 from .damping import Damped, Damping, automatic_damping, check_damping, solve_with_automatic_damping
 from .dense import Dense
@@ -39,6 +40,7 @@ __all__ = [
     "CG",
     "MINRES",
     "PCG",
+    "CapturedSolve",
     "Damped",
     "Damping",
     "Dense",
@@ -53,6 +55,7 @@ __all__ = [
     "Status",
     "Woodbury",
     "automatic_damping",
+    "capture_solve",
     "check_damping",
     "damping_of",
     "looser",

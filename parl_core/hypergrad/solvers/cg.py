@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .drive import Iterate, drive
-from .native_cg import drive_natively, native_operator
+from ...ops.accelerators import cuda_devices
+from ...ops.registry import Op
+from .cuda_cg import launch_on_cuda
+from .drive import Iterate, launch
+from .native_cg import launch_natively, native_operator
 from .solution import LinearOperator, Solution, Status
-from .system import Outcome, System, check_limits, dots, norms
+from .system import Launch, Outcome, System, check_limits, dots, norms
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,39 @@ class CG:
     def __call__(self, operator: LinearOperator, rhs: Tensor, x0: Tensor | None = None) -> Solution:
         """Solve operator(x) = rhs for rhs (P,) or (K, P), from x0 like it or from zero; one product an iteration."""
         system = System(operator, rhs, x0)
-        return system.solution(plain(operator, system, rtol=self.rtol, max_iterations=self.max_iterations))
+        return self.prepare(system)(system)()
+
+    def prepare(self, system: System) -> Launch:
+        """See `Recordable`."""
+
+        def launched(system: System) -> Callable[[], Solution]:
+            read = plain(system, rtol=self.rtol, max_iterations=self.max_iterations)
+            return lambda: system.solution(read())
+
+        return launched
 
 
-def plain(operator: LinearOperator, system: System, *, rtol: float, max_iterations: int) -> Outcome:
+def plain(system: System, *, rtol: float, max_iterations: int) -> Callable[[], Outcome]:
     """Conjugate gradients without a preconditioner, in compiled code where it can take the products by itself."""
-    native = native_operator(operator, system.rhs)
+    native = native_operator(system.operator, system.rhs)
     if native is not None:
-        return drive_natively(native, system, rtol=rtol, max_iterations=max_iterations)
+        return launch_natively(native, system, rtol=rtol, max_iterations=max_iterations)
+    kernel = _loop if system.rhs.dim() == 2 else _OP.kernel(_OP.select(system.rhs, None))
+    return kernel(system, rtol=rtol, max_iterations=max_iterations)
+
+
+def _loop(system: System, *, rtol: float, max_iterations: int) -> Callable[[], Outcome]:
     method = ConjugateGradients(precondition=lambda residual: residual)
-    return drive(method, system, rtol=rtol, max_iterations=max_iterations)
+    return launch(method, system, rtol=rtol, max_iterations=max_iterations)
+
+
+_OP = Op("cg_vectors", _loop)  # what lies between the products of one right-hand side
+_OP.register(
+    "cuda",
+    lambda: launch_on_cuda,
+    device_types=cuda_devices(),
+    dtypes=frozenset({torch.float32, torch.float64}),
+)
 
 
 @dataclass(frozen=True)

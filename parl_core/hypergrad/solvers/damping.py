@@ -147,7 +147,7 @@ def _has_negative(ritz: Tensor, rhs: Tensor) -> bool:
 
 
 def _ritz_values(system: System, products: int) -> Tensor:
-    """(at most `products`,) float64, with zeros for steps that were not needed; NaN if anything was not finite."""
+    """(at most `products`,) float64 on the CPU, with zeros for steps that were not needed; NaN if anything was not finite."""
     vector, size = system.rhs, system.rhs.shape[0]
     eps = max(10.0, size**0.5) * torch.finfo(vector.dtype).eps
     basis, images = vector.new_zeros(0, size), vector.new_zeros(0, size)
@@ -164,7 +164,7 @@ def _ritz_values(system: System, products: int) -> Tensor:
             rest = rest - (basis @ rest) @ basis
         length = norms(rest)
         vector = torch.where(length > eps * largest, rest / torch.where(length > 0, length, 1.0), 0.0)
-    projected = (basis @ images.T).double()
+    projected = (basis @ images.T).double().cpu()  # few numbers: all that follows is the host's
     if not bool(torch.isfinite(projected).all()):
         return projected.new_full((1,), float("nan"))
     return torch.linalg.eigvalsh(0.5 * (projected + projected.T))

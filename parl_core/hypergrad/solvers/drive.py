@@ -7,7 +7,8 @@ How this differs from a textbook's loop, and why:
    Three restarts in a row that do not halve the residual end the solve, and one does where what is left is rounding of
    A x. There the solve has converged, as far as this dtype can tell: see `rounding_allowance` in system.py.
 2. Every scalar stays on the device. On the CPU reading one is free, so the loop leaves early; elsewhere it runs its full
-   count with the state frozen once it is over, and the host waits once, at the end.
+   count with the state frozen once it is over, looks at the true residual every 50 iterations only, and reads how it
+   ended in one transfer, after the last kernel. `launch` is the part before that, which a CUDA graph can hold.
 3. A NaN stays a NaN, and the status says whether the right-hand side, the start or a product brought it.
 4. Negative curvature is recorded and the iteration goes on: the true residual still decides, and the caller learns that
    A is not positive definite.
@@ -20,7 +21,7 @@ How this differs from a textbook's loop, and why:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -70,6 +71,14 @@ class Method(Protocol[State]):
 
 def drive(method: Method[State], system: System, *, rtol: float, max_iterations: int) -> Outcome:
     """Iterate until every row's true residual is within rtol, its method halts or the count is used up."""
+    return launch(method, system, rtol=rtol, max_iterations=max_iterations)()
+
+
+def launch(method: Method[State], system: System, *, rtol: float, max_iterations: int) -> Callable[[], Outcome]:
+    """`drive` in two parts: all of its computations now, and a function that reads how they ended.
+
+    On an accelerator nothing is read before that function is called.
+    """
     x, residual = first_residual(system)
     state = method.start(x, residual)
     history = [state.norm]
@@ -101,28 +110,46 @@ def drive(method: Method[State], system: System, *, rtol: float, max_iterations:
         stepped = method.step(system, state, None if going == every else going)
         state = stepped if look and going == every else _select(active, stepped, state)
         taken += 1
-        count += active & ~stepped.halted
+        count = torch.where(active & ~stepped.halted, taken, count)
         history.append(state.norm)
         unchecked = [] if method.residual_is_true else going
 
-    iterations = int(count.max()) if every else 0
-    residuals = torch.stack([norm.flatten() for norm in history[: iterations + 1]])
-    over = torch.arange(iterations + 1, device=x.device)[:, None] >= count.flatten()
-    return Outcome(
-        x=state.x,
-        statuses=final_statuses(
-            method.halt_status,
-            system,
-            state,
-            # A restart has shown that the recurrence goes on below what x itself can reach.
-            converged=(state.norm <= rtol) | (torch.isfinite(best) & is_rounding(state, rtol) & ~state.halted),
-            stagnated=failures >= PATIENCE,
-        ),
-        iterations=iterations,
-        residuals=torch.where(over, state.norm.flatten(), residuals),
-        negative=bool(state.negative.any()),
-        operator_norm=state.operator_norm,
+    return conclude(
+        method.halt_status,
+        system,
+        state,
+        history=torch.stack([norm.flatten() for norm in history]),
+        count=count,
+        best=best,
+        failures=failures,
+        rtol=rtol,
     )
+
+
+def conclude(
+    halt_status: Status,
+    system: System,
+    state: Iterate,
+    *,
+    history: Tensor,
+    count: Tensor,
+    best: Tensor,
+    failures: Tensor,
+    rtol: float,
+) -> Callable[[], Outcome]:
+    """What is left to compute after the last iteration; the function that it returns reads the outcome.
+
+    Args:
+        halt_status: what it means when the method halts.
+        history: (iterations or more + 1, K) norms of the residuals.
+        count, best, failures: of each row, its last iteration, and what is known of its restarts.
+    """
+    over = torch.arange(len(history), device=history.device)[:, None] >= count.flatten()
+    residuals = torch.where(over, state.norm.flatten(), history)
+    # A restart has shown that the recurrence goes on below what x itself can reach.
+    converged = (state.norm <= rtol) | (torch.isfinite(best) & is_rounding(state, rtol) & ~state.halted)
+    end = ending(system, state, converged=converged, stagnated=failures >= PATIENCE, count=count)
+    return lambda: read_ending(halt_status, end, state, residuals)
 
 
 def first_residual(system: System) -> tuple[Tensor, Tensor]:
@@ -171,10 +198,8 @@ def _select(condition: Tensor, yes: State, no: State) -> State:
     return type(yes)(**{name: torch.where(condition, getattr(yes, name), getattr(no, name)) for name in names})
 
 
-def final_statuses(
-    halt_status: Status, system: System, state: Iterate, *, converged: Tensor, stagnated: Tensor
-) -> list[Status]:
-    """How each row ended, `halt_status` being what it means when the method halts."""
+def ending(system: System, state: Iterate, *, converged: Tensor, stagnated: Tensor, count: Tensor) -> Tensor:
+    """(K, 8) int64, all that the host is told of how each row ended: one tensor, so that it waits once."""
     start = system.rhs if system.x0 is None else system.x0
     columns = (
         converged,
@@ -183,20 +208,41 @@ def final_statuses(
         all_finite(start),
         state.halted,
         stagnated,
+        state.negative,
+        count,
+    )
+    return torch.stack([column.flatten().long() for column in columns], dim=-1)
+
+
+def read_ending(halt_status: Status, end: Tensor, state: Iterate, residuals: Tensor) -> Outcome:
+    """The outcome by what `ending` has told, `halt_status` being what it means when the method halts.
+
+    `residuals`, (iterations or more + 1, K), are cut to the iterations taken.
+    """
+    rows = end.tolist()
+    iterations = max((row[-1] for row in rows), default=0)
+    return Outcome(
+        x=state.x,
+        statuses=[_status(halt_status, *map(bool, row[:-2])) for row in rows],
+        iterations=iterations,
+        residuals=residuals[: iterations + 1],
+        negative=any(row[-2] for row in rows),
+        operator_norm=state.operator_norm,
     )
 
-    def status(converged: bool, finite: bool, rhs: bool, start: bool, halted: bool, stagnated: bool) -> Status:
-        if converged:
-            return Status.CONVERGED
-        if not finite:
-            if not rhs:
-                return Status.NON_FINITE_RHS
-            return Status.NON_FINITE_OPERATOR if start else Status.NON_FINITE_START
-        if halted:
-            return halt_status
-        return Status.STAGNATED if stagnated else Status.MAX_ITERATIONS
 
-    return [status(*row) for row in torch.stack([column.flatten() for column in columns], dim=-1).tolist()]
+def _status(
+    halt_status: Status, converged: bool, finite: bool, rhs: bool, start: bool, halted: bool, stagnated: bool
+) -> Status:
+    if converged:
+        return Status.CONVERGED
+    if not finite:
+        if not rhs:
+            return Status.NON_FINITE_RHS
+        return Status.NON_FINITE_OPERATOR if start else Status.NON_FINITE_START
+    if halted:
+        return halt_status
+    return Status.STAGNATED if stagnated else Status.MAX_ITERATIONS
 
 
 def _host_reads_are_free(device: torch.device) -> bool:

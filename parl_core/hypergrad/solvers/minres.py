@@ -15,15 +15,15 @@ How this differs from Paige & Saunders' code, and why:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .drive import Iterate, drive
+from .drive import Iterate, drive, launch
 from .solution import LinearOperator, Solution, Status
-from .system import Outcome, System, as_rows, check_limits, dots, norms
+from .system import Launch, Outcome, System, as_rows, check_limits, dots, norms
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,19 @@ class MINRES:
     def __call__(self, operator: LinearOperator, rhs: Tensor, x0: Tensor | None = None) -> Solution:
         """Solve operator(x) = rhs for rhs (P,) or (K, P), from x0 like it or from zero; one product an iteration."""
         system = System(operator, rhs, x0)
-        outcome = drive(
-            _MinimumResiduals(torch.zeros_like(norms(rhs)), 0.5),
-            system,
-            rtol=self.rtol,
-            max_iterations=self.max_iterations,
-        )
+        return self.prepare(system)(system)()
+
+    def prepare(self, system: System) -> Launch:
+        """See `Recordable`; a system that ends as inconsistent goes on where that is read."""
+
+        def launched(system: System) -> Callable[[], Solution]:
+            method = _MinimumResiduals(torch.zeros_like(norms(system.rhs)), 0.5)
+            read = launch(method, system, rtol=self.rtol, max_iterations=self.max_iterations)
+            return lambda: self._finished(system, read())
+
+        return launched
+
+    def _finished(self, system: System, outcome: Outcome) -> Solution:
         while outcome.iterations < self.max_iterations and Status.INCONSISTENT in outcome.statuses:
             further = _go_on(system, outcome, self.rtol, self.max_iterations - outcome.iterations)
             if further is None:

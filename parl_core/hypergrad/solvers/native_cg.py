@@ -7,12 +7,13 @@ a dozen tensor operations in Python an iteration, which at small P take longer t
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ...ops.registry import requested_backend
-from .drive import CHECK_EVERY, PATIENCE, Iterate, final_statuses, first_residual, is_rounding
+from .drive import CHECK_EVERY, PATIENCE, Iterate, ending, first_residual, is_rounding, read_ending
 from .solution import LinearOperator, NativeOperator, Status
 from .system import Outcome, System
 
@@ -20,7 +21,9 @@ from .system import Outcome, System
 def native_operator(operator: LinearOperator, rhs: Tensor) -> NativeOperator | None:
     """The operator as the kernels can solve with it for rhs; None where the loop in Python is to do it."""
     offered = getattr(operator, "native", None)
-    if not callable(offered) or rhs.dim() != 1 or rhs.device.type != "cpu" or requested_backend() == "reference":
+    if not callable(offered) or rhs.dim() != 1 or rhs.device.type != "cpu":
+        return None
+    if requested_backend() in ("reference", "cuda"):
         return None
     native: NativeOperator | None = offered(0.0)
     if native is None or (native.size, native.dtype) != (rhs.shape[0], rhs.dtype):
@@ -28,8 +31,10 @@ def native_operator(operator: LinearOperator, rhs: Tensor) -> NativeOperator | N
     return native
 
 
-def drive_natively(native: NativeOperator, system: System, *, rtol: float, max_iterations: int) -> Outcome:
-    """`drive` with `ConjugateGradients` for one right-hand side; it hears Ctrl-C between iterations."""
+def launch_natively(
+    native: NativeOperator, system: System, *, rtol: float, max_iterations: int
+) -> Callable[[], Outcome]:
+    """`launch` with `ConjugateGradients` for one right-hand side; it hears Ctrl-C between iterations."""
     x, residual = first_residual(system)
     norms, products, negative, halted, restarted, stagnated, operator_norm = importlib.import_module(
         "parl_core._native"
@@ -55,17 +60,11 @@ def drive_natively(native: NativeOperator, system: System, *, rtol: float, max_i
         operator_norm=x.new_tensor(operator_norm),
     )
     rounding = is_rounding(state, rtol) & restarted & ~state.halted
-    return Outcome(
-        x=x,
-        statuses=final_statuses(
-            Status.BREAKDOWN,
-            system,
-            state,
-            converged=(state.norm <= rtol) | rounding,
-            stagnated=torch.tensor(stagnated),
-        ),
-        iterations=len(norms) - 1,
-        residuals=residuals[:, None],
-        negative=negative,
-        operator_norm=state.operator_norm,
+    end = ending(
+        system,
+        state,
+        converged=(state.norm <= rtol) | rounding,
+        stagnated=torch.tensor(stagnated),
+        count=torch.tensor(len(norms) - 1),
     )
+    return lambda: read_ending(Status.BREAKDOWN, end, state, residuals[:, None])

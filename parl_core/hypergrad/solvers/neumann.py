@@ -7,15 +7,15 @@ rises for ever: that is how divergence is told from slowness.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .drive import Iterate, drive
+from .drive import Iterate, launch
 from .solution import LinearOperator, Solution, Status
-from .system import System, check_limits, dots, norms
+from .system import Launch, System, check_limits, dots, norms
 
 _POWER_ITERATIONS = 10
 
@@ -49,19 +49,34 @@ class Neumann:
     def __call__(self, operator: LinearOperator, rhs: Tensor, x0: Tensor | None = None) -> Solution:
         """Solve operator(x) = rhs for rhs (P,) or (K, P), from x0 like it or from zero; one product a term."""
         system = System(operator, rhs, x0)
-        step_size = _safe_step_size(system) if self.step_size is None else rhs.new_tensor(self.step_size)
-        return system.solution(
-            drive(_Richardson(step_size), system, rtol=self.rtol, max_iterations=self.max_iterations)
-        )
+        return self.prepare(system)(system)()
+
+    def prepare(self, system: System) -> Launch:
+        """See `Recordable`."""
+        vector = _random_vector(system.rhs) if self.step_size is None else None
+
+        def launched(system: System) -> Callable[[], Solution]:
+            known = system.rhs.new_full((), self.step_size or 0.0)
+            step_size = known if vector is None else _safe_step_size(system, vector)
+            read = launch(_Richardson(step_size), system, rtol=self.rtol, max_iterations=self.max_iterations)
+            return lambda: system.solution(read())
+
+        return launched
 
 
-def _safe_step_size(system: System) -> Tensor:
-    """() 1 / (an estimate of the largest |eigenvalue|, from below); 0 where the operator is zero."""
-    size, like = system.rhs.shape[-1], system.rhs
+def _random_vector(like: Tensor) -> Tensor:
+    """(P,)"""
     generator = torch.Generator(device=like.device).manual_seed(0)
-    vector = torch.randn(size, generator=generator, dtype=like.dtype, device=like.device)
+    return torch.randn(like.shape[-1], generator=generator, dtype=like.dtype, device=like.device)
+
+
+def _safe_step_size(system: System, vector: Tensor) -> Tensor:
+    """() 1 / (an estimate of the largest |eigenvalue|, from below); 0 where the operator is zero.
+
+    By power iterations from `vector` (P,).
+    """
     vector = vector / norms(vector)
-    largest = like.new_zeros(())
+    largest = vector.new_zeros(())
     for _ in range(_POWER_ITERATIONS):
         vector = system.product(vector)
         norm = norms(vector)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from .cg import ConjugateGradients
-from .drive import drive
+from .drive import launch
 from .solution import LinearOperator, Solution, damping_of
-from .system import System, check_limits
+from .system import Launch, System, check_limits
 
 
 @dataclass
@@ -63,9 +63,13 @@ class NystromPCG:
 
         One product an iteration, and `rank` for a sketch, which serves all K.
         """
-        system, damping = System(operator, rhs, x0), damping_of(operator)
-        sketch = self._sketch
-        is_new = sketch is None or not sketch.fits(rhs)
+        system = System(operator, rhs, x0)
+        return self.prepare(system)(system)()
+
+    def prepare(self, system: System) -> Launch:
+        """See `Recordable`."""
+        damping, sketch = damping_of(system.operator), self._sketch
+        is_new = sketch is None or not sketch.fits(system.rhs)
         if sketch is None or is_new:
             sketch = self._sketch = _make_sketch(system, damping, self.rank, self.seed)
         method = ConjugateGradients(
@@ -73,11 +77,18 @@ class NystromPCG:
             # The preconditioner keeps the search away from the largest eigenvalues; of another operator they tell nothing.
             operator_norm=sketch.largest_curvature + damping if is_new else 0.0,
         )
-        solution = system.solution(drive(method, system, rtol=self.rtol, max_iterations=self.max_iterations))
-        if not sketch.finite:  # the solve has named the NaN; the next one must not inherit it
-            self.reset()
-        seen = is_new and sketch.smallest_curvature < -damping  # of this operator, not of an earlier one
-        return dataclasses.replace(solution, negative_curvature=solution.negative_curvature or seen)
+
+        def launched(system: System) -> Callable[[], Solution]:
+            read = launch(method, system, rtol=self.rtol, max_iterations=self.max_iterations)
+            return lambda: finished(system.solution(read()))
+
+        def finished(solution: Solution) -> Solution:
+            if not sketch.finite:  # the solve has named the NaN; the next one must not inherit it
+                self.reset()
+            seen = is_new and sketch.smallest_curvature < -damping  # of this operator, not of an earlier one
+            return dataclasses.replace(solution, negative_curvature=solution.negative_curvature or seen)
+
+        return launched
 
 
 @dataclass(frozen=True)

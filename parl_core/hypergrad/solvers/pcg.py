@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, NamedTuple
@@ -10,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .cg import ConjugateGradients, plain
-from .drive import drive
+from .drive import launch
 from .solution import LinearOperator, Preconditioner, Solution, Status, damping_of
-from .system import Outcome, System, check_limits
+from .system import Launch, Outcome, System, check_limits
 
 _STALE = 1.5  # times the iterations behind a fresh one
 _OTHER_DAMPING = 2.0  # times the damping that it was made for, up or down; the automatic damping wanders by less
@@ -85,26 +87,42 @@ class PCG:
     def __call__(self, operator: LinearOperator, rhs: Tensor, x0: Tensor | None = None) -> Solution:
         """Solve operator(x) = rhs for rhs (P,) or (K, P), from x0 like it or from zero; one product an iteration."""
         system = System(operator, rhs, x0)
-        offered = getattr(operator, "preconditioner", None)
+        return self.prepare(system)(system)()
+
+    def prepare(self, system: System) -> Launch:
+        """See `Recordable`."""
+        offered = getattr(system.operator, "preconditioner", None)
         if not callable(offered):
-            return system.solution(self._drive(operator, system, None))
-        if self._kept is not None and self._kept.fits(operator, rhs):
-            solution = system.solution(self._drive(operator, system, self._kept.preconditioner))
-            if solution.iterations > _STALE * self._kept.iterations or solution.status is not Status.CONVERGED:
-                self.reset()
-            return solution
+            return self._launch(None, lambda system, outcome: system.solution(outcome))
+        kept = self._kept
+        if kept is not None and kept.fits(system.operator, system.rhs):
+            return self._launch(kept.preconditioner, functools.partial(self._used_again, kept))
         self.reset()
         made: Preconditioner | None = offered(0.0)
-        solution = system.solution(self._drive(operator, system, made), 0.0 if made is None else made.cost)
+        return self._launch(made, functools.partial(self._first_used, made))
+
+    def _launch(self, preconditioner: Preconditioner | None, finish: Callable[[System, Outcome], Solution]) -> Launch:
+        def launched(system: System) -> Callable[[], Solution]:
+            if preconditioner is None:
+                read = plain(system, rtol=self.rtol, max_iterations=self.max_iterations)
+            else:
+                method = ConjugateGradients(preconditioner.apply)
+                read = launch(method, system, rtol=self.rtol, max_iterations=self.max_iterations)
+            return lambda: finish(system, read())
+
+        return launched
+
+    def _first_used(self, made: Preconditioner | None, system: System, outcome: Outcome) -> Solution:
+        solution = system.solution(outcome, 0.0 if made is None else made.cost)
         if made is not None and solution.iterations and solution.status is Status.CONVERGED:
-            self._kept = _Kept(made, *_kind(rhs), damping_of(operator), solution.iterations)
+            self._kept = _Kept(made, *_kind(system.rhs), damping_of(system.operator), solution.iterations)
         return solution
 
-    def _drive(self, operator: LinearOperator, system: System, preconditioner: Preconditioner | None) -> Outcome:
-        if preconditioner is None:
-            return plain(operator, system, rtol=self.rtol, max_iterations=self.max_iterations)
-        method = ConjugateGradients(preconditioner.apply)
-        return drive(method, system, rtol=self.rtol, max_iterations=self.max_iterations)
+    def _used_again(self, kept: _Kept, system: System, outcome: Outcome) -> Solution:
+        solution = system.solution(outcome)
+        if solution.iterations > _STALE * kept.iterations or solution.status is not Status.CONVERGED:
+            self.reset()
+        return solution
 
 
 def _kind(rhs: Tensor) -> tuple[int, torch.dtype, torch.device]:

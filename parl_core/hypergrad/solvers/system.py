@@ -6,8 +6,9 @@ the methods are written once; `(…, P)` stands for either. Nothing is spent on 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class System:
             check_vectors("x0", x0, like=rhs)
             x0 = x0.detach()
         rhs = rhs.detach()  # a solution is a number; what it depends on is the caller's affair
-        self._operator = operator
+        self.operator = operator
         block = getattr(operator, "block", None)
         self._block = block if callable(block) else None
         self.products = 0
@@ -80,13 +81,13 @@ class System:
         useless = [row for row, status in enumerate(statuses) if status in NON_FINITE or status is Status.OVERFLOW]
         if useless:
             as_rows(value)[useless] = float("nan")
-        cost = getattr(self._operator, "cost", None)
+        cost = getattr(self.operator, "cost", None)
         return Solution(
             value=value,
             status=worst(statuses),
             iterations=outcome.iterations,
             residuals=outcome.residuals if value.dim() == 2 else outcome.residuals[:, 0],
-            damping=damping_of(self._operator),
+            damping=damping_of(self.operator),
             negative_curvature=outcome.negative,
             products=self.products,
             cost=None if cost is None else self.products * float(cost) + rows_cost,
@@ -107,7 +108,7 @@ class System:
         return images
 
     def _image(self, vector: Tensor) -> Tensor:
-        image = self._operator(vector)
+        image = self.operator(vector)
         if image.shape != vector.shape:
             raise ValueError(f"operator must map (P,) to (P,), got {tuple(image.shape)} from {tuple(vector.shape)}")
         return image
@@ -179,6 +180,21 @@ def check_vectors(name: str, vectors: Tensor, like: Tensor | None = None) -> Non
             f"{name} must be like rhs, {like.dtype} of shape {tuple(like.shape)}, "
             f"got {vectors.dtype} of shape {tuple(vectors.shape)}"
         )
+
+
+Launch = Callable[[System], Callable[[], Solution]]
+"""A solve in two parts: all of its computations, and a function, which it returns, that reads how they ended.
+
+On an accelerator the first part reads nothing, so that a CUDA graph can hold it.
+"""
+
+
+class Recordable(Protocol):
+    """A solver whose computations can be told apart from what reads them: CG, PCG, NystromPCG, MINRES, Neumann."""
+
+    def prepare(self, system: System) -> Launch:
+        """Make for `system` what takes reading the device, such as a preconditioner; it serves later solves too."""
+        ...
 
 
 def check_rtol(rtol: float) -> None:

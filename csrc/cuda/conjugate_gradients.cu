@@ -1,0 +1,283 @@
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+
+#include "cuda/conjugate_gradients.h"
+#include "cuda/krylov.h"
+#include "cuda/launch.h"
+
+namespace parl::cuda {
+namespace {
+
+static_assert(kNumPartials == 3 * kMaxSweepBlocks, "three sums of each block");
+
+// Up to here one block does a whole iteration, in one launch. It moves 11 numbers an element, at most 360 KB of
+// float, mostly between registers and the first-level cache; two launches more would cost a few microseconds.
+constexpr std::int64_t kOneBlock = 8192;
+
+template <typename T>
+__device__ constexpr T epsilon() {
+    return sizeof(T) == 4 ? static_cast<T>(FLT_EPSILON) : static_cast<T>(DBL_EPSILON);
+}
+
+template <typename T>
+__device__ T root(double square) {
+    return static_cast<T>(sqrt(square));
+}
+
+template <typename T>
+__device__ bool is_finite(T value) {
+    return fabs(static_cast<double>(value)) < HUGE_VAL;
+}
+
+// Sets whether the solve goes on; what is compared is rounded to T, as a tensor would be.
+template <typename T>
+__device__ void decide(const CgSolve<T>& s) {
+    const T norm = s.reals[kNorm];
+    s.words[kActive] = is_finite(norm) && norm > static_cast<T>(s.rtol) && !s.words[kHalted] &&
+                       s.words[kFailures] < s.patience;
+}
+
+// p·A p, p·p and A p·A p.
+template <typename T>
+struct CurvatureVisit {
+    const CgSolve<T>& s;
+    const T* image;
+
+    __device__ void operator()(std::int64_t i, double (&sums)[3]) const {
+        const T direction = s.p[i];
+        const T full = image[i] + static_cast<T>(s.damping) * direction;
+        sums[0] += static_cast<double>(direction) * static_cast<double>(full);
+        sums[1] += static_cast<double>(direction) * static_cast<double>(direction);
+        sums[2] += static_cast<double>(full) * static_cast<double>(full);
+    }
+};
+
+// The length of the step along p, left in kRatio; a solve that cannot go on is frozen.
+template <typename T>
+__device__ void finish_curvature(const CgSolve<T>& s, const double (&sums)[3]) {
+    const T curvature = static_cast<T>(sums[0]);
+    const T growth = root<T>(sums[2]) / root<T>(sums[1]);
+    if (!(growth <= s.reals[kOperatorNorm])) s.reals[kOperatorNorm] = growth;  // a NaN too
+    const T negligible = epsilon<T>() * s.reals[kOperatorNorm] * static_cast<T>(sums[1]);
+    s.words[kUnchecked] = 1;
+    s.words[kHalted] = fabs(static_cast<double>(curvature)) <= static_cast<double>(negligible);
+    if (curvature < -negligible) s.words[kNegative] = 1;
+    s.reals[kRatio] = s.reals[kSquare] / curvature;
+    if (s.words[kHalted]) s.words[kActive] = 0;
+}
+
+// x += step·p and r −= step·A p; r·r.
+template <typename T>
+struct StepVisit {
+    const CgSolve<T>& s;
+    const T* image;
+    T step;
+
+    __device__ void operator()(std::int64_t i, double (&sums)[1]) const {
+        const T direction = s.p[i];
+        s.x[i] += step * direction;
+        const T residual = s.r[i] - step * (image[i] + static_cast<T>(s.damping) * direction);
+        s.r[i] = residual;
+        sums[0] += static_cast<double>(residual) * static_cast<double>(residual);
+    }
+};
+
+// Leaves in kRatio how much of p goes on in the next direction.
+template <typename T>
+__device__ void finish_step(const CgSolve<T>& s, double sum, int taken) {
+    const T square = static_cast<T>(sum);
+    s.reals[kRatio] = square / s.reals[kSquare];
+    s.reals[kSquare] = square;
+    s.reals[kNorm] = root<T>(sum);
+    s.words[kCount] = taken;
+    s.history[taken] = s.reals[kNorm];
+    decide(s);
+}
+
+// Of a residual: it becomes r and p; r·r.
+template <typename T>
+struct StartVisit {
+    const CgSolve<T>& s;
+    const T* residual;
+
+    __device__ void operator()(std::int64_t i, double (&sums)[1]) const {
+        const T value = residual[i];
+        s.r[i] = value;
+        s.p[i] = value;
+        sums[0] += static_cast<double>(value) * static_cast<double>(value);
+    }
+};
+
+template <typename T>
+__device__ T residual_at(const CgSolve<T>& s, const T* image, std::int64_t i) {
+    return s.rhs[i] - (image[i] + static_cast<T>(s.damping) * s.x[i]);
+}
+
+// Of the true residual, and of x.
+template <typename T>
+struct ResidualVisit {
+    const CgSolve<T>& s;
+    const T* image;
+
+    __device__ void operator()(std::int64_t i, double (&sums)[2]) const {
+        const double residual = static_cast<double>(residual_at(s, image, i)),
+                     x = static_cast<double>(s.x[i]);
+        sums[0] += residual * residual;
+        sums[1] += x * x;
+    }
+};
+
+// `rounding_allowance` of parl_core/hypergrad/solvers/system.py.
+template <typename T>
+__device__ bool is_rounding(const CgSolve<T>& s, T x_norm) {
+    T condition = s.reals[kOperatorNorm] * x_norm;
+    if (condition > T(1000)) condition = T(1000);
+    T allowance = T(4) * epsilon<T>() * condition;
+    const T most = static_cast<T>(10.0 * s.rtol);
+    if (allowance > most) allowance = most;
+    return s.reals[kNorm] <= allowance;
+}
+
+template <typename T>
+__device__ void finish_residual(const CgSolve<T>& s, const double (&sums)[2], int taken) {
+    const T rtol = static_cast<T>(s.rtol), claimed = s.reals[kNorm], norm = root<T>(sums[0]);
+    s.reals[kNorm] = norm;
+    s.words[kUnchecked] = 0;
+    s.words[kRestart] = norm > rtol && (claimed <= rtol || norm > T(2) * claimed);
+    if (s.words[kRestart]) {
+        const bool is_stuck = norm > T(0.5) * s.reals[kBest];
+        s.words[kFailures] = is_stuck ? s.words[kFailures] + 1 : 0;
+        if (is_stuck && is_rounding(s, root<T>(sums[1]))) s.words[kFailures] = s.patience;
+        if (norm < s.reals[kBest]) s.reals[kBest] = norm;
+        s.reals[kSquare] = static_cast<T>(sums[0]);
+        // The iterations in which it was frozen.
+        for (int k = s.words[kCount] + 1; k < taken; ++k) s.history[k] = claimed;
+    }
+    s.history[taken] = norm;
+    decide(s);
+}
+
+__global__ void reset(int* words) {
+    if (threadIdx.x < kNumWords) words[threadIdx.x] = 0;
+}
+
+template <typename T>
+__global__ void start(CgSolve<T> s, const T* residual) {
+    sweep<1>(s.size, s.partials, s.words + kTicket, StartVisit<T>{s, residual}, [&](const double (&sums)[1]) {
+        s.reals[kSquare] = static_cast<T>(sums[0]);
+        s.reals[kNorm] = root<T>(sums[0]);
+        s.reals[kOperatorNorm] = T(0);
+        s.reals[kBest] = static_cast<T>(HUGE_VAL);
+        s.history[0] = s.reals[kNorm];
+        decide(s);
+    });
+}
+
+template <typename T>
+__global__ void curvature(CgSolve<T> s, const T* image) {
+    if (!s.words[kActive]) return;
+    sweep<3>(s.size, s.partials, s.words + kTicket, CurvatureVisit<T>{s, image},
+             [&](const double (&sums)[3]) { finish_curvature(s, sums); });
+}
+
+template <typename T>
+__global__ void step(CgSolve<T> s, const T* image, int taken) {
+    if (!s.words[kActive]) return;
+    sweep<1>(s.size, s.partials, s.words + kTicket, StepVisit<T>{s, image, s.reals[kRatio]},
+             [&](const double (&sums)[1]) { finish_step(s, sums[0], taken); });
+}
+
+template <typename T>
+__device__ void turn(const CgSolve<T>& s, T ratio) {
+    const std::int64_t stride = std::int64_t{blockDim.x} * gridDim.x;
+#pragma unroll 4
+    for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < s.size; i += stride) {
+        s.p[i] = s.r[i] + ratio * s.p[i];
+    }
+}
+
+template <typename T>
+__global__ void direction(CgSolve<T> s) {
+    if (s.words[kActive]) turn(s, s.reals[kRatio]);
+}
+
+// The three in one block.
+template <typename T>
+__global__ void __launch_bounds__(kBlockThreads) iteration(CgSolve<T> s, const T* image, int taken) {
+    if (!s.words[kActive]) return;
+    double along[3];
+    visit_elements<3>(s.size, CurvatureVisit<T>{s, image}, along);
+    sum_block<3>(along);
+    if (threadIdx.x == 0) finish_curvature(s, along);
+    __syncthreads();
+    if (!s.words[kActive]) return;
+    double square[1];
+    visit_elements<1>(s.size, StepVisit<T>{s, image, s.reals[kRatio]}, square);
+    sum_block<1>(square);  // waits for all to have read the step's length
+    if (threadIdx.x == 0) finish_step(s, square[0], taken);
+    __syncthreads();
+    if (s.words[kActive]) turn(s, s.reals[kRatio]);
+}
+
+template <typename T>
+__global__ void residual(CgSolve<T> s, const T* image, int taken) {
+    if (!s.words[kUnchecked]) {
+        if (blockIdx.x == 0 && threadIdx.x == 0) s.words[kRestart] = 0;
+        return;
+    }
+    sweep<2>(s.size, s.partials, s.words + kTicket, ResidualVisit<T>{s, image},
+             [&](const double (&sums)[2]) { finish_residual(s, sums, taken); });
+}
+
+template <typename T>
+__global__ void restart(CgSolve<T> s, const T* image) {
+    if (!s.words[kRestart]) return;
+    const std::int64_t stride = std::int64_t{blockDim.x} * gridDim.x;
+    for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < s.size; i += stride) {
+        s.r[i] = s.p[i] = residual_at(s, image, i);
+    }
+}
+
+template <typename T, typename... P, typename... A>
+void launch_sweep(void (*kernel)(P...), const CgSolve<T>& solve, cudaStream_t stream, A... arguments) {
+    launch(kernel, dim3(static_cast<unsigned>(sweep_blocks(solve.size))), dim3(kSweepThreads), 0, stream,
+           solve, arguments...);
+}
+
+}  // namespace
+
+template <typename T>
+void cg_start(const CgSolve<T>& solve, const T* residual, cudaStream_t stream) {
+    launch(reset, dim3(1), dim3(kWarp), 0, stream, solve.words);
+    launch_sweep(start<T>, solve, stream, residual);
+}
+
+template <typename T>
+void cg_step(const CgSolve<T>& solve, const T* image, int taken, cudaStream_t stream) {
+    if (solve.size <= kOneBlock) {
+        const std::int64_t warps = (solve.size + kWarp * kSweepElements - 1) / (kWarp * kSweepElements);
+        const unsigned threads =
+            static_cast<unsigned>(std::clamp<std::int64_t>(kWarp * warps, kWarp, kBlockThreads));
+        launch(iteration<T>, dim3(1), dim3(threads), 0, stream, solve, image, taken);
+        return;
+    }
+    launch_sweep(curvature<T>, solve, stream, image);
+    launch_sweep(step<T>, solve, stream, image, taken);
+    launch_sweep(direction<T>, solve, stream);
+}
+
+template <typename T>
+void cg_check(const CgSolve<T>& solve, const T* image, int taken, cudaStream_t stream) {
+    launch_sweep(residual<T>, solve, stream, image, taken);
+    launch_sweep(restart<T>, solve, stream, image);
+}
+
+#define PARL_INSTANTIATE(T)                                                   \
+    template void cg_start<T>(const CgSolve<T>&, const T*, cudaStream_t);     \
+    template void cg_step<T>(const CgSolve<T>&, const T*, int, cudaStream_t); \
+    template void cg_check<T>(const CgSolve<T>&, const T*, int, cudaStream_t);
+PARL_INSTANTIATE(float)
+PARL_INSTANTIATE(double)
+
+}  // namespace parl::cuda

@@ -1,0 +1,231 @@
+"""Solves as CUDA graphs: nothing in them is read, and a replay solves for the numbers of the moment."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+
+import pytest
+import torch
+
+import parl_core as parl
+from parl_core.hypergrad import curvature as curvatures
+from parl_core.hypergrad.solvers import Preconditioner, capture
+from parl_core.hypergrad.solvers.system import System
+from tests.hypergrad.native_policies import make_policy, make_steps
+from tests.hypergrad.systems import F64, spd
+
+SOLVERS = {
+    "CG": lambda limit: parl.CG(rtol=1e-9, max_iterations=limit),
+    "PCG": lambda limit: parl.PCG(rtol=1e-9, max_iterations=limit),
+    "NystromPCG": lambda limit: parl.NystromPCG(rank=6, rtol=1e-9, max_iterations=limit),
+    "MINRES": lambda limit: parl.MINRES(rtol=1e-9, max_iterations=limit),
+    "Neumann": lambda limit: parl.Neumann(rtol=1e-9, max_iterations=20 * limit),
+}
+CURVATURES = {
+    "Fisher": parl.Fisher(0.3, damping=1.0),
+    "Fisher of steps": parl.Fisher(0.3, damping=1.0, scores="steps"),
+    "Fisher of trajectories": parl.Fisher(0.3, damping=1.0, scores="trajectories"),
+    "ScoreHessian": parl.ScoreHessian(temperature=0.1, damping=20.0),
+    "LogProbHessian": parl.LogProbHessian(damping=20.0),
+}
+linearizations = importlib.import_module("parl_core.hypergrad.linearize")  # the function has its name
+LENGTHS = (30, 0, 7, 1, 25)
+
+
+class Matrix:
+    """v ↦ A v with an approximate inverse, for PCG."""
+
+    def __init__(self, matrix):
+        self.matrix = matrix
+
+    def __call__(self, vector):
+        return self.matrix @ vector
+
+    def preconditioner(self, extra=0.0):
+        inverse = 1.0 / (torch.diagonal(self.matrix) + extra)
+        return Preconditioner(lambda residual: inverse * residual, cost=0.0)
+
+
+def well_conditioned(device, seed=0):
+    return tuple(tensor.to(device) for tensor in spd(20, 10.0, seed=seed))
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_replay_solves_for_the_numbers_of_the_moment(device, name, rows):
+    matrix, rhs = well_conditioned(device)
+    if rows is not None:
+        rhs = torch.stack([(k + 1) * rhs.roll(k) for k in range(rows)])
+    solve = parl.capture_solve(SOLVERS[name](60), lambda: Matrix(matrix), torch.zeros_like(rhs), torch.zeros_like(rhs))
+    for seed in range(3):
+        matrix.copy_(well_conditioned(device, seed)[0])
+        for b, x0 in ((rhs, None), (-2 * rhs, rhs / 3)):
+            solution = solve(b, x0)
+            exact = torch.linalg.solve(matrix, b, left=False) if b.dim() == 2 else torch.linalg.solve(matrix, b)
+            torch.testing.assert_close(solution.value, exact, rtol=1e-7, atol=1e-7)
+            assert solution.status is parl.Status.CONVERGED
+            assert solution.residuals.shape[0] == solution.iterations + 1
+            first = 1.0 if x0 is None else (b - x0 @ matrix).norm(dim=-1) / b.norm(dim=-1)
+            torch.testing.assert_close(solution.residuals[0], torch.as_tensor(first).to(b).expand(b.shape[:-1]))
+
+
+def test_solutions_are_the_callers(device):
+    """Neither the next replay nor a change of the right-hand side is seen in an earlier solution."""
+    matrix, rhs = well_conditioned(device)
+    solve = parl.capture_solve(parl.CG(max_iterations=40), lambda: Matrix(matrix), rhs)
+    first = solve(rhs)
+    value, residuals = first.value.clone(), first.residuals.clone()
+    other = rhs.clone()
+    solve(other.mul_(3.0))
+    other.zero_()
+    assert torch.equal(first.value, value) and torch.equal(first.residuals, residuals)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_replay_names_what_went_wrong(device, bad):
+    matrix, rhs = well_conditioned(device)
+    solve = parl.capture_solve(parl.CG(max_iterations=40), lambda: Matrix(matrix), rhs, rhs)
+    spoilt = rhs.clone()
+    spoilt[2] = bad
+    assert solve(spoilt).status is parl.Status.NON_FINITE_RHS
+    assert solve(rhs, spoilt).status is parl.Status.NON_FINITE_START
+    matrix.fill_(bad)
+    assert solve(rhs).status is parl.Status.NON_FINITE_OPERATOR
+    matrix.copy_(torch.eye(20, dtype=F64))
+    assert solve(rhs).status is parl.Status.CONVERGED
+
+
+def test_an_inconsistent_system_goes_on_after_the_graph(device):
+    diagonal = torch.tensor([0.0, 1.0, -2.0, 3.0], dtype=F64, device=device)
+    rhs = torch.ones_like(diagonal)
+    solution = parl.capture_solve(parl.MINRES(), lambda: lambda v: diagonal * v, rhs)(rhs)
+    assert solution.status is parl.Status.INCONSISTENT
+    torch.testing.assert_close(solution.value, torch.tensor([0.0, 1.0, -0.5, 1 / 3], dtype=F64, device=device))
+
+
+def test_bad_arguments_are_named():
+    rhs = torch.ones(3)
+    for solver in (parl.Woodbury(), parl.Dense()):
+        with pytest.raises(TypeError, match=f"solver must be CG.*got {type(solver).__name__}"):
+            parl.capture_solve(solver, lambda: lambda v: v, rhs)
+    with pytest.raises(ValueError, match="rhs must be a real floating-point vector"):
+        parl.capture_solve(parl.CG(), lambda: lambda v: v, torch.ones(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="x0 must be like rhs"):
+        parl.capture_solve(parl.CG(), lambda: lambda v: v, rhs, torch.ones(4))
+    solve = parl.capture_solve(parl.CG(), lambda: lambda v: v, rhs)
+    with pytest.raises(ValueError, match="rhs must be like rhs"):
+        solve(torch.ones(4))
+    with pytest.raises(ValueError, match="captured without"):
+        solve(rhs, rhs)
+
+
+@pytest.fixture
+def capturing(monkeypatch):
+    """The host believes that a CUDA graph is captured."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+
+
+@pytest.mark.parametrize("solver", [parl.CG(max_iterations=60), parl.MINRES(max_iterations=60)], ids=["CG", "MINRES"])
+@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("head", ["state", "categorical"])
+def test_no_number_is_needed_to_linearize_and_solve(capturing, monkeypatch, head, curvature, solver):
+    """On meta tensors, which have none: asking for one raises, as the reference of scans does and no kernel."""
+    for module in (curvatures, linearizations):
+        monkeypatch.setattr(module, "discounted_returns", lambda values, *_: values.clone())
+    monkeypatch.setattr(linearizations, "prefix_sum", lambda values, *_: values.clone())
+    policy = make_policy(head)
+    given = make_steps(policy, LENGTHS)
+    policy = policy.to("meta")
+    trajectories = parl.Trajectories(*(t.to("meta") for t in (given.observations, given.actions, given.offsets)))
+    rewards = torch.empty(given.num_steps, dtype=F64, device="meta")
+    linearization = parl.linearize(policy, trajectories)
+    rhs = linearization.vjp(rewards)
+    system = System(CURVATURES[curvature].operator(linearization, rewards, 0.9), rhs, rhs)
+    read = solver.prepare(system)(system)
+    assert system.products == 1 + 60 + 2
+    with pytest.raises(NotImplementedError, match="meta"):
+        read()
+
+
+def test_the_way_of_a_capture(monkeypatch):
+    """Without a GPU: the same calls, and a graph that repeats nothing, so that its numbers are those of the capture."""
+    matrix, rhs = well_conditioned("cpu")
+    replays = []
+
+    class Stream:
+        def wait_stream(self, other):
+            assert isinstance(other, Stream)
+
+    class Graph:
+        def replay(self):
+            replays.append(self)
+
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+    monkeypatch.setattr(cuda, "current_stream", Stream)
+    monkeypatch.setattr(cuda, "Stream", Stream)
+    monkeypatch.setattr(cuda, "CUDAGraph", Graph)
+    builds = []
+
+    def build():
+        builds.append(None)
+        return Matrix(matrix)
+
+    for name in SOLVERS:
+        builds.clear()
+        replay = capture._capture(SOLVERS[name](60), build, rhs, None)
+        assert len(builds) == 3
+        for _ in range(2):
+            solution, expected = replay(), SOLVERS[name](60)(Matrix(matrix), rhs)
+            assert solution.status is expected.status is parl.Status.CONVERGED
+            torch.testing.assert_close(solution.value, expected.value, rtol=1e-7, atol=1e-9)
+            assert solution.products <= expected.products
+    assert len(replays) == 2 * len(SOLVERS)
+
+    def reads():
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    builds.clear()
+    with pytest.raises(RuntimeError, match=r"cannot be captured.*not permitted.*boolean indexing"):
+        capture._capture(parl.CG(), lambda: reads() if len(builds) == 2 else build(), rhs, None)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["reference", "cuda"])
+@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("head", ["state", "categorical"])
+def test_a_linearization_in_the_graph_follows_parameters_and_data(head, curvature, backend):
+    policy = make_policy(head)
+    given = make_steps(policy, LENGTHS)
+    policy = policy.cuda()
+    observations, actions, offsets = (t.cuda() for t in (given.observations, given.actions, given.offsets))
+    trajectories = parl.Trajectories(observations, actions, offsets)
+    rewards = torch.randn(given.num_steps, dtype=F64, device="cuda")
+
+    def build():
+        with parl.backend(backend):
+            linearization = parl.linearize(policy, trajectories)
+        return CURVATURES[curvature].operator(linearization, rewards, 0.9)
+
+    rhs = parl.linearize(policy, trajectories).vjp(rewards)
+    solve = parl.capture_solve(parl.CG(rtol=1e-10), build, rhs)
+    for _ in range(3):
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        observations.add_(0.1 * torch.randn_like(observations))
+        rewards.normal_()
+        solution, expected = solve(rhs), parl.CG(rtol=1e-10)(build(), rhs)
+        assert solution.status is expected.status
+        torch.testing.assert_close(solution.value, expected.value, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_captured_says_so():
+    rhs = torch.ones(3, device="cuda")
+    with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
+        parl.capture_solve(parl.CG(), lambda: lambda v: v * float(v.norm()), rhs)
