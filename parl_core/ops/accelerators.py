@@ -75,6 +75,11 @@ def cuda_library() -> Any:
     return native.cuda
 
 
+def cuda_stream(tensor: torch.Tensor) -> int:
+    """The stream that the CUDA kernels are to run on, torch's current one on the device of `tensor`."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
 def _why_no_gpu() -> str | None:
     if torch.version.cuda is None:
         return "this build of torch knows no CUDA"

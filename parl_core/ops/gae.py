@@ -8,9 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .accelerators import cuda_devices
 from .recurrence import recurrence
 from .registry import Kernel, Op
 from .segments import (
+    BFLOAT_SINGLE_AND_DOUBLE,
     ON_CPU,
     SINGLE_AND_DOUBLE,
     as_offsets,
@@ -169,6 +171,11 @@ def _load_numba() -> Kernel:
     return numba
 
 
+def _load_cuda() -> Kernel:
+    return importlib.import_module("parl_core.ops.cuda_scans").lambda_returns
+
+
 _OP = Op("gae, td_lambda", reference)
 _OP.register("numba", _load_numba, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
 _OP.register("cpp", _load_cpp, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
+_OP.register("cuda", _load_cuda, device_types=cuda_devices(), dtypes=BFLOAT_SINGLE_AND_DOUBLE)

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .accelerators import cuda_devices
 from .registry import Kernel, Op
 from .segments import (
+    BFLOAT_SINGLE_AND_DOUBLE,
     ON_CPU,
     SINGLE_AND_DOUBLE,
     as_offsets,
@@ -124,11 +126,16 @@ def _load_numba(name: str) -> Callable[[], Kernel]:
     return load
 
 
+def _load_cuda() -> Kernel:
+    return importlib.import_module("parl_core.ops.cuda_scans").recurrence
+
+
 _DISCOUNTED = Op("discounted_returns, prefix_sum", reference)
 _WEIGHTED = Op("linear_recurrence", reference)
 for _op, _name in ((_DISCOUNTED, "discounted_scan"), (_WEIGHTED, "linear_recurrence")):
     _op.register("numba", _load_numba(_name), device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
     _op.register("cpp", _load_cpp(_name), device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
+    _op.register("cuda", _load_cuda, device_types=cuda_devices(), dtypes=BFLOAT_SINGLE_AND_DOUBLE)
 
 
 def _op_of(coefficients: Tensor | float) -> Op:

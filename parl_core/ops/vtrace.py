@@ -9,9 +9,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from .accelerators import cuda_devices
 from .recurrence import recurrence
 from .registry import Kernel, Op
 from .segments import (
+    BFLOAT_SINGLE_AND_DOUBLE,
     ON_CPU,
     SINGLE_AND_DOUBLE,
     as_offsets,
@@ -186,9 +188,14 @@ def _load_numba() -> Kernel:
     return cast(Kernel, numba)
 
 
+def _load_cuda() -> Kernel:
+    return importlib.import_module("parl_core.ops.cuda_scans").vtrace
+
+
 _OP = Op("vtrace", cast(Kernel, reference))
 _OP.register("numba", _load_numba, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
 _OP.register("cpp", _load_cpp, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
+_OP.register("cuda", _load_cuda, device_types=cuda_devices(), dtypes=BFLOAT_SINGLE_AND_DOUBLE)
 
 
 def _check_clip(name: str, value: float) -> float:
