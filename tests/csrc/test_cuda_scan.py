@@ -1,5 +1,6 @@
 """The scans in CUDA C++, by warps and by tiles, against the references in double precision: on a GPU, or emulated."""
 
+import functools
 import importlib
 import itertools
 import os
@@ -22,25 +23,33 @@ LENGTHS = {
     "short": [3, 1, 0, 7, 8, 9, 0, 0, 2, 5, 1, 63, 1, 4],
     "long among short": [5, 0, 0, 63, 1000, 1, 2, 0],
     "rows of chunks": [127, 128, 129, 255, 256, 257],
-    "at the ends of tiles": [2047, 1, 2048, 2049, 0],
-    "over three tiles": [1, 9000, 2],
+    "at the ends of tiles": [1023, 1, 1024, 2049, 0],
+    "over three tiles": [1, 5000, 2],
     "one for each step": [1] * 70,
     "empty ones first and last": [0, 0, 40, 0],
 }
 
 
-def arguments(lengths, dtype, device, seed=0, margin=0):
-    """Values, links, log-ratios, state values, bootstrap and offsets, as they come and in double precision."""
+@functools.cache
+def exact(lengths, seed=0):
+    """Rewards, links, log-ratios, values, bootstrap and offsets, in double precision but representable in bfloat16."""
     generator = torch.Generator().manual_seed(seed)
-    steps = sum(lengths)
-    inputs = [torch.randn(margin + steps, generator=generator)[margin:] for _ in range(3)]
-    links = torch.rand(margin + steps, generator=generator)[margin:] * 1.02
-    bootstrap = torch.randn(len(lengths), generator=generator)
-    offsets = torch.tensor([0, *itertools.accumulate(lengths)])
-    x, ratios, values = inputs
-    tensors = [tensor.to(dtype) for tensor in (x, links, ratios, values, bootstrap)]
-    here = [shifted(tensor, margin).to(device) if margin else tensor.to(device) for tensor in tensors]
-    return here, [tensor.double() for tensor in tensors], offsets
+    x, ratios, values, bootstrap = (torch.randn(n, generator=generator) for n in (*[sum(lengths)] * 3, len(lengths)))
+    links = torch.rand(sum(lengths), generator=generator) * 1.02
+    tensors = [tensor.bfloat16().double() for tensor in (x, links, ratios, values, bootstrap)]
+    return *tensors, torch.tensor([0, *itertools.accumulate(lengths)])
+
+
+@functools.cache
+def expected_results(lengths):
+    """Of every op, by the references, in the order of `Kernels.results`."""
+    x, links, ratios, values, bootstrap, offsets = exact(lengths)
+    results = [recurrence_reference(x, c, offsets, reverse) for c in (0.97, links) for reverse in (False, True)]
+    for add_values, boot in ((False, bootstrap), (True, None)):
+        results.append(returns_reference(x, values, boot, offsets, 0.97, 0.9, add_values))
+    for clips, boot in (((1.0, 1.1), bootstrap), ((2.0, 0.5), None)):
+        results += vtrace_reference(ratios, x, values, boot, offsets, 0.97, 0.9, *clips)
+    return results
 
 
 def shifted(tensor, margin):
@@ -77,53 +86,44 @@ class Kernels:
         tensors = (ratios, rewards, values, bootstrap, offsets)
         return self.call("vtrace", rewards, tensors, numbers, outputs=2)
 
+    def results(self, x, links, ratios, values, bootstrap, offsets):
+        results = [self.recurrence(x, c, offsets, reverse) for c in (0.97, links) for reverse in (False, True)]
+        for add_values, boot in ((False, bootstrap), (True, None)):
+            results.append(self.lambda_returns(x, values, boot, offsets, 0.97, 0.9, add_values))
+        for clips, boot in (((1.0, 1.1), bootstrap), ((2.0, 0.5), None)):
+            results += self.vtrace(ratios, x, values, boot, offsets, 0.97, 0.9, *clips)
+        return results
+
 
 @pytest.fixture(params=["warps", "tiles"])
 def kernels(request, cuda_kernels):
     return Kernels(cuda_kernels, request.param == "tiles")
 
 
-def check_all(kernels, lengths, dtype, device, **options):
-    (x, links, ratios, values, bootstrap), exact, offsets = arguments(lengths, dtype, device, **options)
-    exact_x, exact_links, exact_ratios, exact_values, exact_bootstrap = exact
-    there = offsets.to(device)
-
-    def close(found, expected):
+def check_all(kernels, lengths, dtype, device, margin=0):
+    *tensors, offsets = exact(lengths)
+    there = [shifted(tensor.to(device, dtype), margin) for tensor in tensors]
+    for found, expected in zip(kernels.results(*there, offsets.to(device)), expected_results(lengths), strict=True):
         torch.testing.assert_close(found, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
-
-    for reverse in (False, True):
-        expected = recurrence_reference(exact_x, 0.97, offsets, reverse)
-        close(kernels.recurrence(x, 0.97, there, reverse), expected)
-        expected = recurrence_reference(exact_x, exact_links, offsets, reverse)
-        close(kernels.recurrence(x, links, there, reverse), expected)
-    for add_values, boot, exact_boot in ((False, bootstrap, exact_bootstrap), (True, None, None)):
-        expected = returns_reference(exact_x, exact_values, exact_boot, offsets, 0.97, 0.9, add_values)
-        close(kernels.lambda_returns(x, values, boot, there, 0.97, 0.9, add_values), expected)
-    for clips, boot, exact_boot in (((1.0, 1.1), bootstrap, exact_bootstrap), ((2.0, 0.5), None, None)):
-        numbers = (0.97, 0.9, *clips)
-        expected = vtrace_reference(exact_ratios, exact_x, exact_values, exact_boot, offsets, *numbers)
-        found = kernels.vtrace(ratios, x, values, boot, there, *numbers)
-        close(found[0], expected[0])
-        close(found[1], expected[1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 def test_against_the_references(kernels, lengths, dtype, device):
-    check_all(kernels, lengths, dtype, device)
+    check_all(kernels, tuple(lengths), dtype, device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("margin", [1, 3])
 def test_arrays_that_are_not_aligned(kernels, dtype, device, margin):
-    check_all(kernels, [40, 1, 300, 2], dtype, device, margin=margin)
+    check_all(kernels, (40, 1, 300, 2), dtype, device, margin=margin)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12), dtype=st.sampled_from(DTYPES))
 def test_any_lengths(kernels, device, lengths, dtype):
     if sum(lengths):
-        check_all(kernels, lengths, dtype, device)
+        check_all(kernels, tuple(lengths), dtype, device)
 
 
 @pytest.mark.parametrize("shape", [(1,), (70,), (1, 1), (5, 3), (3, 70), (40, 33)])
@@ -200,14 +200,13 @@ def test_offsets_of_any_content_stay_in_bounds(kernels, offsets, device):
     assert torch.equal(memory, whole)
 
 
-@pytest.mark.parametrize("order", ["one long", "resets"])
-def test_carries_over_many_tiles(order):
+@pytest.mark.parametrize(("order", "tiles"), [("one long", 2100), ("resets", 1100)])
+def test_carries_over_many_tiles(order, tiles):
     """Over all three levels, with blocks that take turns: what the tiles before compose to, in one order for all runs."""
     path = os.environ.get("PARL_CUDA_EMULATED")
     if path is None:
         pytest.skip("the CUDA kernels are not built for the CPU; do that with: make emulated")
     emulated = importlib.import_module("tests.csrc.test_emulation").load(path)
-    tiles = 2500
     generator = torch.Generator().manual_seed(1)
     a = torch.rand(tiles, generator=generator, dtype=torch.float64) * 1.05
     b = torch.randn(tiles, generator=generator, dtype=torch.float64)
@@ -220,7 +219,7 @@ def test_carries_over_many_tiles(order):
         expected.append(y)
         y = b[tile].item() + (0.0 if resets[tile] else a[tile].item() * y)
     results = []
-    for seed, resident in ((0, 1), (1, 3), (2, 40)):
+    for seed, resident in ((0, 1), (1, 20)):
         emulated.seed(seed)
         emulated.resident_blocks(resident)
         flags, maps = torch.zeros(2 * tiles + 4, dtype=torch.int32), torch.full((3 * tiles, 2), float("nan")).double()
@@ -231,7 +230,6 @@ def test_carries_over_many_tiles(order):
     emulated.resident_blocks(1)
     torch.testing.assert_close(results[0], torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
     assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize(("steps", "count", "tiled"), [(0, 0, 0), (1000, 1, 0), (2**20, 2**14, 0), (3000, 1, 1)])
@@ -270,9 +268,8 @@ def test_what_is_wrong_is_refused(cuda_kernels, device):
 
 def test_the_ops_take_them(cuda_kernels, device):
     """By name, at first and second order, on trajectories that a warp takes and on such as go by tiles."""
-    for lengths in ([5, 0, 9], [3000, 200]):
-        (x, links, ratios, values, bootstrap), _, offsets = arguments(lengths, torch.float64, device)
-        offsets = offsets.to(device)
+    for lengths in ((5, 0, 9), (2100, 3)):
+        x, links, ratios, values, bootstrap, offsets = (tensor.to(device) for tensor in exact(lengths))
         results = []
         for name in ("cuda", "reference"):
             with backend(name):
@@ -290,10 +287,11 @@ def test_the_ops_take_them(cuda_kernels, device):
 @pytest.mark.gpu
 def test_scans_are_captured(cuda_kernels, device):
     """A graph replays on new numbers, and gives the same bits every time."""
-    for lengths in ([50] * 100, [300_000]):
-        (x, links, *_), _, offsets = arguments(lengths, torch.float32, device)
+    for lengths in ((50,) * 100, (300_000,)):
+        x, links, *_, offsets = exact(lengths)
         kernels = Kernels(cuda_kernels, len(lengths) == 1)
-        there, out = offsets.to(device), torch.empty_like(x)
+        x, links, there = x.float().to(device), links.float().to(device), offsets.to(device)
+        out = torch.empty_like(x)
         size = cuda_kernels.tiled_scan_workspace(x.numel())
         workspace = torch.empty(size, dtype=torch.uint8, device=device) if kernels.tiled else None
         graph = torch.cuda.CUDAGraph()
