@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .accelerators import HALF_TO_DOUBLE, triton_devices
 from .recurrence import recurrence
 from .registry import Kernel, Op
 from .segments import (
@@ -169,6 +170,12 @@ def _load_numba() -> Kernel:
     return numba
 
 
+def _load_triton() -> Kernel:
+    kernel: Kernel = importlib.import_module("parl_core.kernels.triton_scan").lambda_returns
+    return kernel
+
+
 _OP = Op("gae, td_lambda", reference)
 _OP.register("numba", _load_numba, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
 _OP.register("cpp", _load_cpp, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
+_OP.register("triton", _load_triton, device_types=triton_devices(), dtypes=HALF_TO_DOUBLE)

@@ -3,9 +3,12 @@
 import pytest
 
 from parl_core.ops import available_backends
+from tests.kernels import interpreter
+
+interpreter.install()
 
 
-@pytest.fixture(params=["reference", "numba", "cpp"])
+@pytest.fixture(params=["reference", "numba", "cpp", "triton"])
 def backend(request):
     """Every backend, where it is available."""
     if request.param not in available_backends():
@@ -13,10 +16,10 @@ def backend(request):
     return request.param
 
 
-@pytest.fixture(params=["reference", "numba", "portable", "avx2", "avx512"])
+@pytest.fixture(params=["reference", "numba", "triton", "portable", "avx2", "avx512"])
 def kernel(request):
     """Every backend, cpp in each instruction set of this machine."""
-    if request.param in ("reference", "numba"):
+    if request.param in ("reference", "numba", "triton"):
         if request.param not in available_backends():
             pytest.skip(f"backend {request.param} is unavailable")
         yield request.param
