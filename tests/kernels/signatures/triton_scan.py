@@ -26,11 +26,11 @@ def builds(tensors, optional, numbers, constants, reverse=True):
     return [
         build("fp32", WHOLE, ragged=True, block=16),
         build("fp32", WHOLE, ragged=False, size=1 << 12, num_warps=8),
-        build("fp64", WHOLE, ragged=True),
+        build("fp64", WHOLE, ragged=True, size=1 << 12),
         build("bf16", WHOLE, ragged=True, size=1 << 12),
         build("fp16", WHOLE, ragged=False, num_warps=8),
         build("fp32", SUMMARY, ragged=True),
-        build("fp64", REST, ragged=True),
+        build("fp64", REST, ragged=True, size=1 << 12),
     ]
 
 
