@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 HALF_AND_SINGLE = frozenset({torch.float16, torch.bfloat16, torch.float32})
+HALF_TO_DOUBLE = HALF_AND_SINGLE | {torch.float64}
+BFLOAT_TO_DOUBLE = HALF_TO_DOUBLE - {torch.float16}
 
 
 def interpreted() -> bool:

@@ -15,7 +15,6 @@ from ..trajectories import check_offset_values
 
 ON_CPU = frozenset({"cpu"})
 SINGLE_AND_DOUBLE = frozenset({torch.float32, torch.float64})
-BFLOAT_SINGLE_AND_DOUBLE = SINGLE_AND_DOUBLE | {torch.bfloat16}
 
 
 def check_steps(offsets: Tensor | None, **steps: Tensor) -> None:
