@@ -27,7 +27,7 @@ def cpu_backends() -> list[str]:
 
 
 def skip_unless_here(backend: str) -> None:
-    """Skip the test where `backend` cannot compute on the CPU: not available, or on a GPU, where tests of its own test it."""
+    """Skip the test where `backend` cannot compute on the CPU: not available, or on a GPU, where other tests have it."""
     if backend not in available_backends():
         pytest.skip(f"backend {backend} is unavailable")
     if backend == "triton" and not interpreted():

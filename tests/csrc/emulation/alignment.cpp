@@ -24,7 +24,7 @@ struct Mismatch {
 
 extern "C" void __ubsan_handle_type_mismatch_v1(const void* data, std::uintptr_t address) {
     const auto& mismatch = *static_cast<const Mismatch*>(data);
-    parl::emulation::fail(std::string("misaligned access to ") + mismatch.type->name + " at " + mismatch.file + ":" +
-                          std::to_string(mismatch.line) + ", an address that is " + std::to_string(address % 16) +
-                          " modulo 16");
+    parl::emulation::fail(std::string("misaligned access to ") + mismatch.type->name + " at " +
+                          mismatch.file + ":" + std::to_string(mismatch.line) + ", an address that is " +
+                          std::to_string(address % 16) + " modulo 16");
 }

@@ -12,7 +12,8 @@ namespace {
 constexpr unsigned kWarp = 32;
 
 std::string text_of(Index3 index) {
-    return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
+    return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) +
+           ")";
 }
 
 }  // namespace
@@ -75,7 +76,8 @@ int Block::barrier(const char* name, bool flag, Site site) {
     return self.count;
 }
 
-std::uint64_t Block::exchange(const char* name, unsigned mask, std::uint64_t value, unsigned source, Site site) {
+std::uint64_t Block::exchange(const char* name, unsigned mask, std::uint64_t value, unsigned source,
+                              Site site) {
     threads_[current_].value = value;
     threads_[current_].source = source;
     return meet(name, mask, site).received;
@@ -116,7 +118,8 @@ void Block::try_barrier() {
         if (thread.state != State::kAtBarrier) continue;
         if (first == nullptr) first = &thread;
         if (!same_place(*first, thread)) {
-            error_ = "threads of one block wait at different barriers, " + place(*first) + " and " + place(thread);
+            error_ =
+                "threads of one block wait at different barriers, " + place(*first) + " and " + place(thread);
             return;
         }
         count += thread.flag;
@@ -140,7 +143,8 @@ void Block::try_warp(unsigned first, unsigned mask) {
         if (thread.state != State::kInWarp) return;
         if (one == nullptr) one = &thread;
         if (thread.mask != mask || !same_place(*one, thread)) {
-            error_ = "lanes of one mask are in different warp functions, " + place(*one) + " and " + place(thread);
+            error_ =
+                "lanes of one mask are in different warp functions, " + place(*one) + " and " + place(thread);
             return;
         }
         present |= 1u << i;
@@ -157,7 +161,8 @@ void Block::try_warp(unsigned first, unsigned mask) {
 }
 
 const Block::Thread& Block::meet(const char* name, unsigned mask, Site site) {
-    if ((mask >> lane() & 1) == 0) fail(std::string(name) + " with a mask that does not name the lane itself");
+    if ((mask >> lane() & 1) == 0)
+        fail(std::string(name) + " with a mask that does not name the lane itself");
     const unsigned number = current_;
     wait(State::kInWarp, name, site).mask = mask;
     try_warp(number / kWarp * kWarp, mask);
@@ -186,8 +191,8 @@ std::string Block::who_waits() const {
     }
     std::string text = "threads wait for each other for ever:";
     for (const auto& [where, numbers] : at) {
-        text += " " + std::to_string(numbers.size()) + " (the first is " + std::to_string(numbers[0]) + ") in " +
-                where + ";";
+        text += " " + std::to_string(numbers.size()) + " (the first is " + std::to_string(numbers[0]) +
+                ") in " + where + ";";
     }
     return text + " " + std::to_string(threads_.size() - alive_) + " have ended";
 }

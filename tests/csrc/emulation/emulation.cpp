@@ -96,7 +96,8 @@ class Grid {
             }
             if (!block.slept()) continue;
             if (++sleeps_ > kMaxSleeps) {
-                throw std::runtime_error(block.name() + ": threads sleep, and what they wait for does not come");
+                throw std::runtime_error(block.name() +
+                                         ": threads sleep, and what they wait for does not come");
             }
             if (!alone) break;
         }
@@ -144,6 +145,8 @@ int block_barrier(const char* name, bool flag, Site site) { return running->barr
 std::uint64_t exchange(const char* name, unsigned mask, std::uint64_t value, unsigned source, Site site) {
     return running->exchange(name, mask, value, source, site);
 }
-Votes vote(const char* name, unsigned mask, bool flag, Site site) { return running->vote(name, mask, flag, site); }
+Votes vote(const char* name, unsigned mask, bool flag, Site site) {
+    return running->vote(name, mask, flag, site);
+}
 
 }  // namespace parl::emulation

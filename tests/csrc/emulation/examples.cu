@@ -155,7 +155,8 @@ void sums_of_shared(std::uintptr_t out, unsigned blocks) {
 }
 
 // What each tile of one warp gets of the tiles before it; see scan_carry.cuh.
-__global__ void carries(cuda::TileStates states, const double* a, const double* b, const int* resets, double* out) {
+__global__ void carries(cuda::TileStates states, const double* a, const double* b, const int* resets,
+                        double* out) {
     const int lane = static_cast<int>(threadIdx.x);
     unsigned tile = lane == 0 ? atomicAdd(states.ticket, 1u) : 0;
     tile = __shfl_sync(cuda::kAllLanes, tile, 0);
@@ -165,8 +166,8 @@ __global__ void carries(cuda::TileStates states, const double* a, const double* 
 }
 
 // `flags` (2 · tiles + 4,), zeros, and `maps` (3 · tiles,) of pairs are the states' memory.
-void carries_of_tiles(std::uintptr_t flags_address, std::uintptr_t maps_address, std::uintptr_t a, std::uintptr_t b,
-                      std::uintptr_t resets, std::uintptr_t out, unsigned tiles) {
+void carries_of_tiles(std::uintptr_t flags_address, std::uintptr_t maps_address, std::uintptr_t a,
+                      std::uintptr_t b, std::uintptr_t resets, std::uintptr_t out, unsigned tiles) {
     auto* const flags = reinterpret_cast<int*>(flags_address);
     auto* const maps = reinterpret_cast<double2*>(maps_address);
     const unsigned groups = (tiles + 31) / 32;
@@ -178,7 +179,8 @@ void carries_of_tiles(std::uintptr_t flags_address, std::uintptr_t maps_address,
                                   maps + tiles,
                                   reinterpret_cast<double*>(maps + tiles + groups)};
     launch(&carries, dim3(tiles), dim3(32), 0, nullptr, states, reinterpret_cast<const double*>(a),
-           reinterpret_cast<const double*>(b), reinterpret_cast<const int*>(resets), reinterpret_cast<double*>(out));
+           reinterpret_cast<const double*>(b), reinterpret_cast<const int*>(resets),
+           reinterpret_cast<double*>(out));
 }
 
 }  // namespace

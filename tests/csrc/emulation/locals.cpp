@@ -1,9 +1,9 @@
 #include "locals.h"
 
-#include <algorithm>
-
 #include <dlfcn.h>
 #include <link.h>
+
+#include <algorithm>
 
 namespace parl::emulation {
 namespace {
