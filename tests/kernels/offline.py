@@ -15,6 +15,7 @@ spills are errors: they would go to memory at every use.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -71,9 +72,10 @@ def kernels_of(module: ModuleType) -> dict[str, Any]:
     """The kernels that are defined in `module`, without what chooses their configurations.
 
     Raises:
-        ValueError: a function is launched (it asks for its program's number), but not named as a kernel.
+        ValueError: a function is launched, but not named as a kernel.
     """
     kernels = {}
+    launched = set(re.findall(r"\b(\w+)\[", inspect.getsource(module)))
     for name, function in vars(module).items():
         while type(function).__name__ in ("Autotuner", "Heuristics"):
             function = function.fn
@@ -81,7 +83,7 @@ def kernels_of(module: ModuleType) -> dict[str, Any]:
             continue
         if name.endswith("_kernel"):
             kernels[name] = function
-        elif re.search(r"\btl\.(program_id|num_programs)\b", function.src) and name != "program":
+        elif name in launched:
             raise ValueError(f"{module.__name__}.{name} is launched, so its name must end in _kernel")
     return kernels
 
@@ -109,7 +111,10 @@ def compile_error(function: Any, build: Build, capability: int) -> str | None:
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     except Exception as error:  # whatever a compiler may raise
-        return f"{type(error).__name__}: {error}"
+        causes = [error]
+        while (cause := causes[-1].__cause__) is not None:
+            causes.append(cause)
+        return " because of ".join(f"{type(cause).__name__}: {cause}" for cause in causes)
     return spills(compiled.asm["cubin"])
 
 
