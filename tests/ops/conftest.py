@@ -8,9 +8,9 @@ from tests.ops.ragged import skip_unless_here
 interpreter.install()
 
 
-@pytest.fixture(params=["reference", "numba", "cpp", "triton"])
+@pytest.fixture(params=["reference", "numba", "cpp"])
 def backend(request):
-    """Every backend, where it is available."""
+    """Every backend made for the CPU, where it is available."""
     skip_unless_here(request.param)
     return request.param
 
