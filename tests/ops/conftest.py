@@ -8,9 +8,9 @@ from tests.ops.ragged import skip_unless_here
 interpreter.install()
 
 
-@pytest.fixture(params=["reference", "numba", "cpp", "triton", "cuda"])
+@pytest.fixture(params=["reference", "numba", "cpp", "cuda"])
 def backend(request):
-    """Every backend, where it is available."""
+    """Every backend but Triton's, whose interpreter is slow: `kernel` has that."""
     skip_unless_here(request.param)
     return request.param
 

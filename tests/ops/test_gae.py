@@ -79,7 +79,7 @@ def test_rows_are_trajectories(kernel, shape):
 
 
 def test_many_trajectories_on_threads(kernel):
-    lengths = [0, 7, 9] * 4200
+    lengths = [0, 7, 9] * (40 if kernel == "triton" else 4200)  # the interpreter is slow
     rewards, values, bootstrap = inputs(lengths)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

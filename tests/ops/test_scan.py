@@ -123,9 +123,10 @@ def test_rows_that_are_not_contiguous(backend):
     torch.testing.assert_close(discounted_returns(values, 0.9, backend=backend), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_an_output_of_several_megabytes(backend):
+def test_an_output_of_several_megabytes():
     values = random_values(3, (1 << 19) + 5, dtype=torch.float32)
-    assert torch.equal(discounted_returns(values, 0.0, backend=backend), values)
+    for name in cpu_backends():
+        assert torch.equal(discounted_returns(values, 0.0, backend=name), values)
 
 
 MANY = [0, 7, 9] * 4200  # enough for several threads
