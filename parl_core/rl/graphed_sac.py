@@ -1,9 +1,9 @@
 """One update of `SAC` as one launch: the kernels of the plain update, recorded as a CUDA graph.
 
-Kernel by kernel the CPU launches about 160 of them for an update, and takes longer over each than the GPU does. A graph
-holds them all, with the addresses of their memory and the numbers that came from Python. So each batch is copied to one
-place, and graphs are recorded anew when something that they hold has moved or changed. They work on the agent's own
-tensors: graphs and plain updates may take turns, and checkpoints know nothing of it.
+An update is about 160 operations of torch, most of them on 256 rows or fewer: launched one by one, it is the CPU that they
+wait for. A graph holds them all, with the addresses of their memory and the numbers that came from Python. So each batch is
+copied to one place, and graphs are recorded anew when something that they hold has moved or changed. They work on the
+agent's own tensors: graphs and plain updates may take turns, and checkpoints know nothing of it.
 
 There are two graphs, of updates that move the target critics and of those that do not; the host counts. The first update
 of either kind runs kernel by kernel, since what torch makes at first use cannot be made while a graph is recorded.
@@ -86,7 +86,8 @@ class GraphedSAC:
 
     def update(self, sac: SAC, batch: Batch) -> dict[str, Tensor]:
         places, parts = zip(*self._places(batch), strict=True)
-        torch._foreach_copy_(list(places), list(parts))
+        with torch.no_grad():
+            torch._foreach_copy_(list(places), list(parts))
         moves_targets = sac.moves_targets()
         if moves_targets not in self._ran:
             self._recorder.run(lambda: self._step(sac, moves_targets))
@@ -117,15 +118,12 @@ class GraphedSAC:
 
 def _held_by_graphs(sac: SAC) -> list[object]:
     """Addresses and numbers that are fixed in a graph of `sac`."""
-    modules = (sac.actor, sac.critic, sac.target_critic)
-    tensors = [sac.log_temperature, *(param for module in modules for param in module.parameters())]
-    held: list[object] = [sac.config, sac.target_entropy, sac.generator]
+    held: list[object] = [sac.config, sac.target_entropy, sac.generator, sac.log_temperature]
+    for module in (sac.actor, sac.critic, sac.target_critic):
+        held += module.parameters()
     for optimizer in (sac.actor_optimizer, sac.critic_optimizer):
-        tensors += [value for state in optimizer.state.values() for value in state.values()]
+        for state in optimizer.state.values():
+            held += state.values()
         for group in optimizer.param_groups:
-            held += [_place(value) for name, value in group.items() if name != "params"]
-    return held + [tensor.data_ptr() for tensor in tensors]
-
-
-def _place(value: object) -> object:
-    return value.data_ptr() if isinstance(value, Tensor) else value
+            held += [value for name, value in group.items() if name != "params"]
+    return [value.data_ptr() if isinstance(value, Tensor) else value for value in held]

@@ -181,3 +181,41 @@ def test_on_an_accelerator_a_second_call_reads_no_number(case, backend, monkeypa
             case.call(offsets, *(tensor.detach() for tensor in inputs))
             derivatives(total(case.call(offsets, *inputs)), inputs)
             torch.autograd.grad(total(case.call(offsets, *inputs)), inputs)
+
+
+@pytest.mark.gpu
+def test_captured_in_a_cuda_graph(case, device):
+    """What a call before has seen is not looked at; replays follow the numbers in the inputs' memory."""
+    offsets = offsets_of(STEPS).to(device)
+    inputs = [tensor.detach().float().to(device).requires_grad_() for tensor in inputs_of(case)]
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(total(case.call(offsets, *inputs)), inputs)
+
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        gradients()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph, stream=stream):
+        captured = gradients()
+    with torch.no_grad():
+        for tensor in inputs:
+            tensor.mul_(0.5)
+    graph.replay()
+    for found, expected in zip(captured, gradients(), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.gpu
+def test_compiled_into_cuda_graphs(device):
+    """torch.compile copies inputs to places of its own, so that these offsets are looked at by the graph."""
+    case = CASES["gae"]
+    compiled = torch.compile(case.call, fullgraph=True, mode="reduce-overhead")
+    for step in range(5):
+        offsets = torch.tensor([0, step, STEPS], device=device)
+        inputs = [(tensor.detach() + step).float().to(device).requires_grad_() for tensor in inputs_of(case)]
+        torch.compiler.cudagraph_mark_step_begin()
+        found = torch.autograd.grad(total(compiled(offsets, *inputs)), inputs)
+        expected = torch.autograd.grad(total(case.call(offsets, *inputs)), inputs)
+        torch.testing.assert_close([one.clone() for one in found], list(expected))

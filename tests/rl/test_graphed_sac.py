@@ -106,6 +106,25 @@ def test_an_update_asks_nothing_of_the_host(pair, batch_of):
             plain.step(batch, moves_targets=True)
 
 
+def test_everything_is_on_the_agents_device(batch_of, monkeypatch):
+    """Tensors without memory, on a device that is not the CPU: a number read or a tensor left on the CPU raises."""
+
+    class Runner:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def run(self, body) -> None:
+            body()
+
+    monkeypatch.setattr(graphed_sac, "Recorder", Runner)
+    monkeypatch.setattr(SAC, "_adam_options", lambda self: {"foreach": True})  # torch's fused one needs memory
+    sac = SAC(5, 3, SACConfig(hidden=(16, 16)), torch.Generator(), device="meta")
+    batch = Batch(*(part.to("meta") for part in batch_of(0)))
+    for _ in range(2):  # with and without a move of the targets
+        report = graphed_sac.update(sac, batch)
+    assert {value.device.type for value in (*report.values(), *sac.learned_params())} == {"meta"}
+
+
 def test_reports_are_not_overwritten(pair, batch_of):
     sac, _ = pair()
     reports = [graphed_sac.update(sac, batch_of(seed)) for seed in range(6)]
