@@ -36,7 +36,7 @@ def test_products_are_those_of_autograd(device, head, activation, hidden):
     check_products(policy, make_steps(policy, (3, 0, 1, 33)), backend="cuda", device=device)
 
 
-SHORT, LONG = (130, 0, 77, 1, 60, 0), (700, 0, 500)
+SHORT, LONG = (130, 0, 77, 1, 60, 0), (1030, 6)
 
 
 @pytest.mark.parametrize(
