@@ -271,10 +271,10 @@ class Linearization:
     ) -> Any | None:
         """`second_order` with fixed weights, plus damping, as an operator of `parl_core._native`, for solvers there.
 
-        None where kernels do not compute it: other policies, or steps in chunks.
+        None where the kernels for CPUs do not compute it: other policies, steps in chunks, or on a GPU.
         """
         native = self._kept_native()
-        return None if native is None else native.operator((hessian, fisher, scores), damping)
+        return native.operator((hessian, fisher, scores), damping) if type(native) is NativeChunk else None
 
     def _products(self, chunk: Chunk) -> Products:
         if self._kernels is None:
