@@ -1,6 +1,5 @@
 """The f-divergence kernels in Triton against the reference in float64: on a GPU, or interpreted on the CPU."""
 
-import itertools
 import math
 
 import pytest
@@ -70,8 +69,7 @@ def check(log_ratio, offsets, weights, which, *, rtol=None):
 class TestSummand:
     def test_all_magnitudes(self, function, dtype):
         x = torch.cat([log_ratios(100, spread=spread) for spread in (1e-6, 1e-2, 1.0, 10.0)]).to(dtype)
-        for flipped, over_ratio in itertools.product((False, True), repeat=2):
-            which = term(function, flipped, over_ratio)
+        for which in (term(function), term(function, flipped=True, over_ratio=True)):
             for order in range(3):
                 found = divergence_terms(x.to(DEVICE), which, order).cpu()
                 assert found.dtype == dtype
@@ -79,14 +77,13 @@ class TestSummand:
                 # Where a sum of larger numbers is small, it is exact to their size; none has more than a few times |x|.
                 size = expected.abs() + x.double().abs() + (0.0 if order == 0 else 1.0)
                 error = ((found.double() - expected).abs() / size).max().item()
-                assert error < 32 * torch.finfo(dtype).eps, (flipped, over_ratio, order)
+                assert error < 32 * torch.finfo(dtype).eps, (which, order)
 
     def test_far_out(self, function, dtype):
         """Infinite where the exact number is beyond the dtype, never a NaN."""
         far = (20.0, 60.0, 200.0, 1e4) if dtype == torch.float32 else (20.0, 60.0, 300.0, 1e4)
         x = torch.tensor([0.0, -0.0, *far, *(-size for size in far)], dtype=dtype)
-        for flipped, over_ratio in itertools.product((False, True), repeat=2):
-            which = term(function, flipped, over_ratio)
+        for which in (term(function), term(function, flipped=True, over_ratio=True)):
             for order in range(3):
                 found = divergence_terms(x.to(DEVICE), which, order).cpu()
                 expected = reference_terms(x.double(), which, order).to(dtype)
@@ -97,8 +94,7 @@ class TestSummand:
     def test_a_nan_stays_where_it_is(self, function, dtype):
         x = log_ratios(40, dtype=dtype)
         x[33] = math.nan
-        for flipped, over_ratio in itertools.product((False, True), repeat=2):
-            which = term(function, flipped, over_ratio)
+        for which in (term(function), term(function, flipped=True, over_ratio=True)):
             for order in range(3):
                 found = divergence_terms(x.to(DEVICE), which, order).cpu()
                 assert found.isnan().nonzero().flatten().tolist() == [33]
