@@ -1,7 +1,7 @@
 """The kernels of f-divergence estimates in Triton; `triton_divergence` launches them.
 
 A program computes its samples' values, gradients and products as it has them in registers, and leaves its sums in double
-precision, which one program adds in the order of their places: no atomics, and the same bits for the same numbers.
+precision, which are added in the order of their places: no atomics, and the same bits for the same numbers.
 
 Summands are computed in the precision `dtype`. Where a program's sum is not well within single precision, it does its part
 again in double precision, in which single summands do not overflow.
@@ -331,12 +331,10 @@ def trajectory_sum_kernel(
 
 @triton.jit
 def total_kernel(parts, out, count, scale: tl.float64, width: tl.constexpr):
-    """Write scale · Σ parts (count,), in double precision until it is stored."""
-    lanes = tl.arange(0, width)
-    sums = tl.zeros((width,), tl.float64)
-    for begin in range(0, count, width):
-        sums += tl.load(parts + begin + lanes, mask=begin + lanes < count, other=0.0)
-    tl.store(out, _narrowed(tl.sum(sums) * scale, out))
+    """Write scale · Σ parts[width·i : width·(i + 1)] of parts (count,), in double precision until it is stored."""
+    place = program(0) * width + tl.arange(0, width)
+    total = tl.sum(tl.load(parts + place, mask=place < count, other=0.0))
+    tl.store(out + program(0), _narrowed(total * scale, out))
 
 
 @triton.jit

@@ -154,7 +154,7 @@ class TestSums:
         weights = torch.linspace(0.1, 1.0, len(lengths)).to(dtype) if weighted else None
         check(x, offsets_of(lengths), weights, KL)
 
-    @pytest.mark.parametrize("number", [127, 128, 129, 300])
+    @pytest.mark.parametrize("number", [31, 32, 33, 100])
     @FLOATS
     def test_many_short_trajectories_in_a_tile(self, number, dtype, monkeypatch):
         monkeypatch.setattr(kernels, "_PROGRAMS", 1)
@@ -178,9 +178,9 @@ class TestSums:
         """20 000 steps of two trajectories, by the thresholds as they are."""
         check(log_ratios(40_000, dtype=torch.float32, spread=0.005), offsets_of([25_000, 15_000]), None, KL, rtol=2e-5)
 
-    @pytest.mark.parametrize("count", [16 * 2048, 16 * 2048 + 1, 40 * 2048])
+    @pytest.mark.parametrize("count", [4 * 2048, 4 * 2048 + 1, 20 * 2048])
     def test_more_programs_than_are_added_at_once(self, count, monkeypatch):
-        monkeypatch.setattr(kernels, "_SUMS", 16)
+        monkeypatch.setattr(kernels, "_SUMS", 4)
         check(log_ratios(count, dtype=torch.float32, spread=0.5), None, None, KL)
 
     @FLOATS
