@@ -1,8 +1,9 @@
 """Estimates of f-divergences in Triton. Contract: `parl_core/ops/f_divergence.py`.
 
 One pass over memory gives the value Σ w g(r), its gradient w g′(r), and of a vector v the second-order product w g″(r) v
-and the slope Σ w g′(r) v. For a float32 element it moves 8 bytes for the gradient and 12 for the product. What it computes
-hides behind that up to some 80 instructions an element on an H200, and is 30 of them for KL and 75 for Jensen–Shannon.
+and the slope Σ w g′(r) v. For a float32 element it moves 8 bytes for the gradient and 12 for the product. An H200 has time
+for some 80 instructions an element meanwhile (132 multiprocessors, 4.2 TB/s); in the code for sm_90 a gradient takes 26 of
+KL and 71 of Jensen–Shannon, counted, not timed.
 """
 
 from __future__ import annotations
