@@ -1,7 +1,7 @@
 """The kernels of f-divergence estimates in Triton; `triton_divergence` launches them.
 
 A program computes its samples' values, gradients and products as it has them in registers, and leaves its sums in double
-precision, which one program adds in the order of their places: no atomics, and the same bits for the same numbers.
+precision, which are added in the order of their places: no atomics, and the same bits for the same numbers.
 
 Summands are computed in the precision `dtype`. Where a program's sum is not well within single precision, it does its part
 again in double precision, in which single summands do not overflow.
@@ -220,7 +220,7 @@ def _fill_rows(out, values, start, stop, longest, rows: tl.constexpr, columns: t
 
 
 @triton.jit
-def _rows_of_sum(
+def _terms_of(
     sums,
     moved,
     weights,
@@ -234,7 +234,7 @@ def _rows_of_sum(
     over_ratio: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Of samples with the log-ratios `sums`: Σ w g, Σ w g′v, their gradients, and their products with v, `moved`."""
+    """Of trajectories with the log-ratios `sums`, one or many: w g, w g′v, their gradients, and products with v, `moved`."""
     value, slope, curvature = jet(sums.to(dtype), number(alpha, dtype), function, flipped, over_ratio)
     if weights is not None:
         weight = tl.load(weights + samples, mask=inside, other=0.0).to(dtype)
@@ -247,7 +247,7 @@ def _rows_of_sum(
     if cotangent is not None:
         factor = factor * tl.load(cotangent).to(dtype)
     product = curvature * factor * moved.to(dtype)
-    return tl.sum(value).to(tl.float64), tl.sum(along).to(tl.float64), slope, product
+    return value, along, slope, product
 
 
 @triton.jit
@@ -289,27 +289,36 @@ def trajectory_sum_kernel(
     moved = tl.zeros((rows,), tl.float64)
     if vector is not None:
         moved = _row_sums(vector, start, stop, longest, rows, columns)
-    value, along, slope, curvature = _rows_of_sum(
+    row_values, row_alongs, slope, curvature = _terms_of(
         sums, moved, weights, cotangent, samples, inside, scale, alpha, function, flipped, over_ratio, dtype
     )
+    value = tl.sum(row_values).to(tl.float64)
+    along = tl.sum(row_alongs).to(tl.float64)
     if dtype == tl.float32:  # noqa: SIM102, or the constant condition would not spare the compiler what is within
         if _is_untrusted(value):
-            value, along, wide_slope, wide_curvature = _rows_of_sum(
-                sums,
-                moved,
-                weights,
-                cotangent,
-                samples,
-                inside,
-                scale,
-                alpha,
-                function,
-                flipped,
-                over_ratio,
-                tl.float64,
-            )
-            slope = wide_slope.to(tl.float32)
-            curvature = wide_curvature.to(tl.float32)
+            value = tl.full((), 0.0, tl.float64)
+            along = tl.full((), 0.0, tl.float64)
+            # One by one: all at once would take most registers of a thread, in every program.
+            for row in range(0, rows):
+                here = tl.arange(0, rows) == row
+                more, more_along, row_slope, row_curvature = _terms_of(
+                    tl.sum(tl.where(here, sums, 0.0)),
+                    tl.sum(tl.where(here, moved, 0.0)),
+                    weights,
+                    cotangent,
+                    part * rows + row,
+                    part * rows + row < trajectories,
+                    scale,
+                    alpha,
+                    function,
+                    flipped,
+                    over_ratio,
+                    tl.float64,
+                )
+                value += more
+                along += more_along
+                slope = tl.where(here, row_slope.to(tl.float32), slope)
+                curvature = tl.where(here, row_curvature.to(tl.float32), curvature)
     if gradient is not None:
         _fill_rows(gradient, slope, start, stop, longest, rows, columns)
     if vector is not None:
@@ -322,12 +331,10 @@ def trajectory_sum_kernel(
 
 @triton.jit
 def total_kernel(parts, out, count, scale: tl.float64, width: tl.constexpr):
-    """Write scale · Σ parts (count,), in double precision until it is stored."""
-    lanes = tl.arange(0, width)
-    sums = tl.zeros((width,), tl.float64)
-    for begin in range(0, count, width):
-        sums += tl.load(parts + begin + lanes, mask=begin + lanes < count, other=0.0)
-    tl.store(out, _narrowed(tl.sum(sums) * scale, out))
+    """Write scale · Σ parts[width·i : width·(i + 1)] of parts (count,), in double precision until it is stored."""
+    place = program(0) * width + tl.arange(0, width)
+    total = tl.sum(tl.load(parts + place, mask=place < count, other=0.0))
+    tl.store(out + program(0), _narrowed(total * scale, out))
 
 
 @triton.jit

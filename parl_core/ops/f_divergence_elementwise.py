@@ -62,12 +62,15 @@ def _run_terms(log_ratio: Tensor, term: Term, order: int, backend: str | None) -
     return TERMS.kernel(TERMS.select(flat, backend))(flat, term, order).reshape(log_ratio.shape)
 
 
+def _third(log_ratio: Tensor, term: Term) -> Tensor:
+    """The third derivative, by the formulas of the second; differentiable at any order."""
+    pullback = torch.func.vjp(lambda r: jet(term, r)[2], log_ratio)[1]
+    return pullback(torch.ones_like(log_ratio))[0]
+
+
 def _next(ctx: Any, log_ratio: Tensor) -> Tensor:
     """The derivative after that of a node of the graph."""
-    if ctx.order < 2:
-        return terms(log_ratio, ctx.term, ctx.order + 1, ctx.backend)
-    third = torch.func.vjp(lambda r: jet(ctx.term, r)[2], log_ratio)[1]
-    return third(torch.ones_like(log_ratio))[0]
+    return terms(log_ratio, ctx.term, ctx.order + 1, ctx.backend) if ctx.order < 2 else _third(log_ratio, ctx.term)
 
 
 class _Terms(torch.autograd.Function):
@@ -133,7 +136,9 @@ def _setup_op_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 
 def _op_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     (log_ratio,) = ctx.saved_tensors
-    return cotangent * _next(ctx, log_ratio), *(None,) * 6
+    if ctx.order == 2:
+        return cotangent * _third(log_ratio, ctx.term), *(None,) * 6
+    return cotangent * _terms_op(log_ratio, *ctx.term, ctx.order + 1, ctx.backend), *(None,) * 6
 
 
 _terms_op.register_autograd(_op_backward, setup_context=_setup_op_context)

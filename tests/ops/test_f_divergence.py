@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parl_core.ops import available_backends, f_divergence
+from parl_core.ops.accelerators import triton_devices
 from parl_core.ops.f_divergence import _SUM
 from parl_core.ops.f_divergence_elementwise import TERMS
 from parl_core.ops.f_divergence_terms import KINDS
@@ -30,11 +31,13 @@ from tests.ops.f_divergences import (
 )
 
 
-@pytest.fixture(params=["reference", "portable", "avx2", "avx512"])
+@pytest.fixture(params=["reference", "portable", "avx2", "avx512", "triton"])
 def backend(request):
-    """The reference, and the kernel in each instruction set."""
-    if request.param == "reference":
-        yield "reference"
+    """The reference, the kernel in each instruction set, and Triton's where it is interpreted, on the CPU."""
+    if request.param == "triton" and ("triton" not in available_backends() or "cpu" not in triton_devices()):
+        pytest.skip("Triton's kernels do not run on the CPU here; tests/kernels has their tests on a GPU")
+    if request.param in ("reference", "triton"):
+        yield request.param
         return
     if "cpp" not in available_backends():
         pytest.skip("backend cpp is unavailable")
@@ -124,8 +127,8 @@ def test_kernel_against_reference(lengths, seed, name, weighted, pooled, threads
 
 def test_the_gradient_ends_where_it_should(backend):
     """Trajectories are filled by whole vectors: nothing outside the gradient is written."""
-    if backend == "reference":
-        pytest.skip("of the kernel")
+    if backend != "cpp":
+        pytest.skip("of the kernel in C++")
     from parl_core import _native
 
     term = case_term("kl", "q", False)
@@ -325,7 +328,8 @@ def _generator(mpmath, name, r):
 def test_custom_op_is_well_formed():
     x = log_ratios(5).requires_grad_()
     term = case_term("kl", "q", False)
-    torch.library.opcheck(torch.ops.parl_core.f_divergence_terms.default, (x, *term, 0, None))
+    for order in range(3):
+        torch.library.opcheck(torch.ops.parl_core.f_divergence_terms.default, (x, *term, order, None))
 
 
 def test_half_precision_is_left_to_the_reference():

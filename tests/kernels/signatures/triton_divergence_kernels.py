@@ -48,12 +48,12 @@ OF_ELEMENTS = (
 OF_TRAJECTORIES = (*OF_ELEMENTS, "offsets", "trajectories")
 
 
-def build(names, element, left_out=(), **constants):
+def build(names, element, left_out=(), num_warps=8, **constants):
     """Steps of dtype `element`, computed in single precision or in double."""
     precision = tl.float64 if element == "fp64" else tl.float32
     types = {name: f"*{element}" if name in STEPS else OTHERS[name] for name in names if name not in left_out}
     constants |= dict.fromkeys(left_out) | {"dtype": precision}
-    return Build(types, constants, num_warps=8)
+    return Build(types, constants, num_warps)
 
 
 def term(function, over_ratio, flipped=False):
@@ -78,9 +78,9 @@ BUILDS = {
         build(OF_ELEMENTS, "fp64", ("gradient",), **term("alpha_low", True), block=1024, chunk=256),
     ],
     "trajectory_sum_kernel": [
-        build(OF_TRAJECTORIES, "fp32", (), **JENSEN_SHANNON, rows=128, columns=16),
-        build(OF_TRAJECTORIES, "fp16", FIRST_ORDER, **KL, rows=2, columns=1024),
-        build(OF_TRAJECTORIES, "fp64", ("gradient",), **JENSEN_SHANNON, rows=16, columns=64),
+        build(OF_TRAJECTORIES, "fp32", (), **JENSEN_SHANNON, rows=32, columns=16, num_warps=4),
+        build(OF_TRAJECTORIES, "fp16", FIRST_ORDER, **KL, rows=1, columns=512, num_warps=4),
+        build(OF_TRAJECTORIES, "fp64", ("gradient",), **JENSEN_SHANNON, rows=8, columns=64, num_warps=4),
     ],
     "total_kernel": [
         Build({"parts": "*fp64", "out": f"*{element}", "count": "i64", "scale": "fp64"}, {"width": 4096}, num_warps=8)
