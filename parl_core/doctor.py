@@ -29,6 +29,7 @@ _WITH_OPS = ("hypergrad.linearize", "optim", "preference.reward_learning", "rl.s
 """Modules that hold ops of their own, beside those of `ops`."""
 _ON_CPU, _ON_GPU = ("reference", "numba", "cpp"), ("reference", *DEFAULT_ORDER[::-1])
 _WIDTH = 110
+_UNRULED = f"the first usable of {', '.join((*DEFAULT_ORDER, 'reference'))}; {NOT_MEASURED}"
 
 
 def report() -> str:
@@ -110,17 +111,13 @@ def _choices() -> list[str]:
     lines = ["Taken on CUDA tensors, by their number of elements"]
     grounds: dict[str, int] = {}
     for op in support_table("cuda"):
-        parts, start = [], 0
+        parts, above = [], 0
         for rule in rules().get(op, ()):
+            span = f"≤ {rule.up_to}" if rule.up_to is not None else f"> {above}" if above else "any"
             number = grounds.setdefault(rule.grounds, len(grounds) + 1)
-            span = (
-                "any" if rule.up_to is None and not start else f"> {start}" if rule.up_to is None else f"≤ {rule.up_to}"
-            )
             parts.append(f"{span}: {rule.backend} [{number}]")
-            start = rule.up_to or start
-        lines.append(
-            f"  {op}: {', '.join(parts) or f'the first usable of {chr(32).join(DEFAULT_ORDER)}, {NOT_MEASURED}'}"
-        )
+            above = rule.up_to or above
+        lines.append(f"  {op}: {', '.join(parts) or _UNRULED}")
     return lines + _wrapped([f"[{number}] {ground}" for ground, number in grounds.items()])
 
 
