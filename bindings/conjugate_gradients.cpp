@@ -16,11 +16,11 @@ namespace {
 constexpr std::chrono::milliseconds kSignals{50};
 
 template <typename T>
-T* vector_of(py::handle tensor, const char* name, std::int64_t size) {
+TensorView vector_of(py::handle tensor, const char* name, std::int64_t size) {
     const TensorView view = view_vector(tensor, name);
-    require(view, sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64, size, name);
+    require(view, kDTypeOf<T>, size, name);
     if (view.data == nullptr) throw py::value_error(std::string(name) + " has no memory");
-    return view.as<T>();
+    return view;
 }
 
 void at_least_one(std::int64_t value, const char* name) {
@@ -38,15 +38,16 @@ End<T> solve(const BoundCurvature<T>& curvature, double damping, py::handle rhs_
              py::handle residual_tensor, py::handle x_tensor, double rtol, std::int64_t max_iterations,
              std::int64_t check_every, std::int64_t patience, int num_threads) {
     const std::int64_t size = curvature.shared->native->num_params();
-    const T* const rhs = vector_of<T>(rhs_tensor, "rhs", size);
-    const T* const residual = vector_of<T>(residual_tensor, "residual", size);
-    T* const x = vector_of<T>(x_tensor, "x", size);
-    if (x == rhs || x == residual) throw py::value_error("x must not be rhs or residual");
+    const TensorView rhs = vector_of<T>(rhs_tensor, "rhs", size);
+    const TensorView residual = vector_of<T>(residual_tensor, "residual", size);
+    const TensorView x = vector_of<T>(x_tensor, "x", size);
+    require_disjoint(x, "x", rhs, "rhs");
+    require_disjoint(x, "x", residual, "residual");
     if (!(rtol > 0)) throw py::value_error("rtol must be positive, got " + std::to_string(rtol));
     at_least_one(max_iterations, "max_iterations");
     at_least_one(check_every, "check_every");
     at_least_one(patience, "patience");
-    at_least_one(num_threads, "num_threads");
+    check_threads(num_threads);
 
     const py::gil_scoped_release release;
     std::unique_lock lock(curvature.shared->mutex);
@@ -62,9 +63,10 @@ End<T> solve(const BoundCurvature<T>& curvature, double damping, py::handle rhs_
         lock.lock();
         heard = std::chrono::steady_clock::now();
     };
-    cpu::SolveEnd<T> end = cpu::conjugate_gradients<T>(
-        {curvature.native.get(), static_cast<T>(damping), rhs, size},
-        {rtol, max_iterations, check_every, patience}, residual, x, num_threads, hear_signals);
+    cpu::SolveEnd<T> end =
+        cpu::conjugate_gradients<T>({curvature.native.get(), static_cast<T>(damping), rhs.as<T>(), size},
+                                    {rtol, max_iterations, check_every, patience}, residual.as<T>(),
+                                    x.as<T>(), num_threads, hear_signals);
     return {std::move(end.residuals), end.products, end.negative, end.halted, end.restarted, end.stagnated,
             end.operator_norm};
 }
