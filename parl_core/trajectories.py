@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import NonFiniteError
+from .offsets import check_offsets, remember_offsets
 
 
 class Trajectories:
@@ -58,6 +59,7 @@ class Trajectories:
         self.observations = _as_data(observations)
         self.actions = _as_data(actions)
         self.offsets = _as_data(offsets)
+        remember_offsets(self.offsets, observations.shape[0])
         self.is_sample = weights is None
         self.weights = self._sample_weights() if weights is None else self._checked_weights(weights)
         self._trajectory_index: Tensor | None = None
@@ -119,6 +121,7 @@ class Trajectories:
         offsets = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
         moved = torch.repeat_interleave(self.offsets[index] - offsets[:-1], lengths)  # (T',) old minus new step number
         steps = moved + torch.arange(moved.shape[0], device=moved.device)
+        remember_offsets(offsets, moved.shape[0])
         chosen = self._share(
             observations=self.observations[steps],
             actions=self.actions[steps],
@@ -277,29 +280,6 @@ class PreferencePairs:
 
     def __repr__(self) -> str:
         return f"PreferencePairs(M={self.num_pairs}, first={self.first!r}, second={self.second!r})"
-
-
-def check_offsets(offsets: Tensor, num_steps: int) -> None:
-    """Refuse offsets that do not cut `num_steps` steps into trajectories."""
-    if offsets.dim() != 1 or offsets.dtype != torch.int64 or offsets.shape[0] == 0:
-        raise ValueError(f"offsets must be an int64 tensor of shape (N+1,), got {_describe(offsets)}")
-    check_offset_values(offsets, num_steps)
-
-
-def check_offset_values(offsets: Tensor, num_steps: int) -> None:
-    """The part of `check_offsets` that reads the numbers."""
-    first, last = offsets[0].item(), offsets[-1].item()
-    if first != 0:
-        raise ValueError(f"offsets must start at 0, got {first}")
-    if last != num_steps:
-        raise ValueError(f"offsets must end at the number of steps, {num_steps}, got {last}")
-    drops = offsets[1:] < offsets[:-1]
-    if drops.any():
-        at = int(drops.nonzero()[0])
-        raise ValueError(
-            f"offsets must not decrease, got offsets[{at + 1}] = {offsets[at + 1].item()} after "
-            f"offsets[{at}] = {offsets[at].item()}"
-        )
 
 
 def require_finite(name: str, tensor: Tensor | None) -> None:

@@ -7,11 +7,11 @@ from parl_core import doctor
 from parl_core.ops.choice import Rule
 
 TABLE = {
-    "gae": {"reference": None, "numba": None, "cpp": None, "triton": None, "cuda": "it is broken"},
+    "gae": {"reference": None, "numba": None, "cpp": None, "triton": None, "cuda": "it is broken", "graph": None},
     "vtrace": {"reference": None, "numba": "it does not implement vtrace", "cpp": "it is not built"}
-    | {"triton": "it does not implement vtrace", "cuda": "it is broken"},
+    | {"triton": "it does not implement vtrace", "cuda": "it is broken", "graph": None},
     "toy, other": {"reference": None, "numba": "it does not implement toy, other", "cpp": "it is not built"}
-    | {"triton": "it does not implement toy, other", "cuda": None},
+    | {"triton": "it does not implement toy, other", "cuda": None, "graph": None},
 }
 
 
@@ -52,7 +52,7 @@ def test_with_a_gpu_it_tells_choices_by_size_with_their_grounds(table, gpu, monk
     assert "GPU NVIDIA H200 (sm_90), driver 580.1, nvcc not found" in report
     assert "  gae: ≤ 4096: cuda [1], > 4096: triton [2]" in report
     assert "  vtrace: any: triton [2]" in report
-    assert "  toy, other: the first usable of cuda, triton, reference; not measured" in report
+    assert "  toy, other: the first usable of cuda, triton, graph, reference; not measured" in report
     assert "  [1] NVIDIA H200, 2026-11-21: 1.5 times as fast" in report
     assert report.count("[2] not measured: traffic decides") == 1
     assert "cuda: it is broken" in report

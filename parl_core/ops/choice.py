@@ -14,7 +14,7 @@ from pathlib import Path
 
 TABLE = Path(__file__).with_name("choice.json")
 
-DEFAULT_ORDER = ("cuda", "triton")
+DEFAULT_ORDER = ("cuda", "triton", "graph")
 """Of ops without a rule, and of what comes after the backend that a rule names."""
 NOT_MEASURED = "not measured"
 

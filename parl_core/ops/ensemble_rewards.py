@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .preference_loss import any_transformed
 from .registry import Kernel, Op
-from .segments import is_legacy_batched, plain
+from .segments import is_legacy_batched, is_traced, plain
 
 LEAKY_SLOPE = 0.01
 MAX_LAYERS = 16  # of the native kernel
@@ -42,7 +42,7 @@ def ensemble_rewards(
         TypeError, ValueError: tensors of a wrong dtype or shape.
     """
     _check(inputs, weights, biases)
-    if torch.compiler.is_compiling():
+    if is_traced(inputs):
         return reference(inputs, weights, biases)
     tensors = (inputs, *weights, *biases)
     name = _OP.select(inputs, backend)

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from ..trajectories import check_offset_values
+from ..offsets import check_offset_values, reads_are_free
 from .f_divergence_terms import Term, jet, term_of
 from .registry import Kernel, Op
-from .segments import is_wrapped, plain
+from .segments import is_traced, is_wrapped, plain
 
 
 def f_divergence(
@@ -92,7 +92,7 @@ def f_divergence(
         if on_policy:
             raise ValueError("self_normalized must be False with on_policy=True: policies have normalised densities")
         log_ratio, offsets = _normalized(log_ratio, offsets, weights, sampled_from), None
-    if torch.compiler.is_compiling() or _is_transformed(log_ratio, offsets, weights):
+    if is_traced(log_ratio) or _is_transformed(log_ratio, offsets, weights):
         return _composed(log_ratio, offsets, weights, term, backend)
     chosen = _SUM.select(log_ratio, backend)
     if torch.is_grad_enabled() and (log_ratio.requires_grad or (weights is not None and weights.requires_grad)):
@@ -108,7 +108,7 @@ def reference(
     value, first, _ = jet(term, sums)
     scale = torch.full_like(sums, 1.0 / len(sums)) if weights is None else weights.double()
     if gradient is not None:
-        gradient.copy_(_to_steps(scale * first, offsets))
+        gradient.copy_(_to_steps(scale * first, offsets, len(log_ratio)))
     return (scale * value).sum().to(log_ratio.dtype)
 
 
@@ -189,14 +189,15 @@ class _Sum(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None
         differentiated = torch.is_grad_enabled() or is_wrapped(cotangent)
         if gradient is not None and not differentiated and not ctx.needs_input_grad[1]:
-            if cotangent.device.type != "cpu" or cotangent.item() != 1.0:
+            if not reads_are_free(cotangent.device) or cotangent.item() != 1.0:
                 gradient.mul_(cotangent)
             return gradient, *(None,) * 4
         sums = _trajectory_sums(log_ratio, offsets)
         by_ratio = by_weights = None
         if ctx.needs_input_grad[0]:
             scale = 1.0 / len(sums) if weights is None else weights
-            by_ratio = _to_steps(cotangent * scale * _terms(sums, ctx.term, 1, ctx.backend), offsets)
+            slopes = cotangent * scale * _terms(sums, ctx.term, 1, ctx.backend)
+            by_ratio = _to_steps(slopes, offsets, len(log_ratio))
         if ctx.needs_input_grad[1]:
             by_weights = cotangent * _terms(sums, ctx.term, 0, ctx.backend)
         return by_ratio, by_weights, None, None, None
@@ -242,9 +243,9 @@ def _trajectory_sums(log_ratio: Tensor, offsets: Tensor | None) -> Tensor:
     return sums.index_add(0, trajectory, log_ratio.double()).to(log_ratio.dtype)
 
 
-def _to_steps(values: Tensor, offsets: Tensor | None) -> Tensor:
+def _to_steps(values: Tensor, offsets: Tensor | None, num_steps: int) -> Tensor:
     """(N,) -> (T,), each trajectory's value at all its steps."""
-    return values if offsets is None else values.repeat_interleave(offsets.diff(), dim=0)
+    return values if offsets is None else values.repeat_interleave(offsets.diff(), dim=0, output_size=num_steps)
 
 
 def _terms(log_ratio: Tensor, term: Term, order: int, backend: str | None) -> Tensor:
@@ -260,6 +261,8 @@ def _terms(log_ratio: Tensor, term: Term, order: int, backend: str | None) -> Te
 
 
 def _run_terms(log_ratio: Tensor, term: Term, order: int, backend: str | None) -> Tensor:
+    if is_traced(log_ratio):
+        return _terms_op(log_ratio, *term, order, backend)
     flat = plain(log_ratio).reshape(-1)
     return _TERMS.kernel(_TERMS.select(flat, backend))(flat, term, order).reshape(log_ratio.shape)
 

@@ -20,6 +20,7 @@ from .segments import (
     check_steps,
     from_time_major,
     is_differentiated,
+    is_traced,
     neighbour,
     plain,
     plain_offsets,
@@ -85,7 +86,7 @@ def lambda_returns(
     check_steps(offsets, rewards=rewards, values=values)
     check_bootstrap(bootstrap, rewards, offsets)
     discount = check_fraction("discount", discount)
-    if torch.compiler.is_compiling() or is_differentiated(rewards, values, bootstrap, offsets):
+    if is_traced(rewards) or is_differentiated(rewards, values, bootstrap, offsets):
         check_hidden_offsets(offsets, rewards)
         errors = rewards + discount * neighbour(values, offsets, reverse=True, edge=bootstrap) - values
         advantages = recurrence(errors, discount * trace_lambda, offsets, reverse=True, backend=backend)

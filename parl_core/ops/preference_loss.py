@@ -26,9 +26,9 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import unpack_dual
 
-from ..trajectories import check_offset_values
+from ..offsets import check_offset_values
 from .registry import Kernel, Op
-from .segments import is_legacy_batched, plain
+from .segments import is_legacy_batched, is_traced, plain
 
 
 class PairsLoss(NamedTuple):
@@ -75,7 +75,7 @@ def preference_loss(
     tensors = (first, second, labels)
     arguments = first, second, labels, first_offsets, second_offsets
     name = "reference"
-    if not torch.compiler.is_compiling():  # which may not look at what the offsets hold
+    if not is_traced(first):  # else nobody may look at what the offsets hold
         for rewards, offsets in ((first, first_offsets), (second, second_offsets)):
             if offsets is not None:
                 check_offset_values(offsets, rewards.shape[-1])

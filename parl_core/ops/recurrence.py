@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..offsets import remember_offsets
 from .registry import Kernel, Op
 from .segments import (
     ON_CPU,
@@ -27,10 +28,12 @@ from .segments import (
     from_time_major,
     is_differentiated,
     is_legacy_batched,
+    is_traced,
     neighbour,
     plain,
     plain_offsets,
     time_major,
+    unwrapped,
     vmapped_offsets,
 )
 
@@ -147,6 +150,8 @@ def _differentiable(
 def _run(values: Tensor, coefficients: Tensor | float, offsets: Tensor | None, reverse: bool, backend: str) -> Tensor:
     if is_legacy_batched(values) or (isinstance(coefficients, Tensor) and is_legacy_batched(coefficients)):
         return reference(values, coefficients, offsets, reverse)
+    if is_traced(values):
+        return _call_op(values, coefficients, offsets, reverse, backend)
     if isinstance(coefficients, Tensor):
         coefficients = plain(coefficients)
     offsets = plain_offsets(offsets, values, backend)
@@ -230,6 +235,7 @@ class _Recurrence(torch.autograd.Function):
             starts = torch.arange(batch, device=values.device).unsqueeze(1) * steps  # (B, 1)
             inner = (offsets[:-1] + starts).reshape(-1)  # (B·N,)
             offsets = torch.cat([inner, inner.new_full((1,), batch * steps)])
+            remember_offsets(unwrapped(offsets), batch * steps)
         rows = (-1,) if offsets is not None else (values.numel() // max(steps, 1), steps)
         if isinstance(coefficients, Tensor):
             coefficients = coefficients.reshape(rows)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ..errors import ParlError, unknown_name
-from .accelerators import why_no_cuda, why_no_triton
+from .accelerators import why_no_cuda, why_no_graph, why_no_triton
 from .choice import gpu_order
 
 Kernel = Callable[..., Any]
@@ -61,6 +61,7 @@ _WHY_UNAVAILABLE: dict[str, Callable[[], str | None]] = {
     "cpp": _why_no_cpp,
     "triton": why_no_triton,
     "cuda": why_no_cuda,
+    "graph": why_no_graph,
 }
 # Best first; for CUDA tensors see `choice`. `reference` closes every list: it supports everything.
 _BEST = {"cpu": ("cpp", "numba", "reference")}

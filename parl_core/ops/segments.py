@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-from ..trajectories import check_offset_values
+from ..offsets import check_offset_values
 
 ON_CPU = frozenset({"cpu"})
 SINGLE_AND_DOUBLE = frozenset({torch.float32, torch.float64})
@@ -94,6 +95,11 @@ def is_differentiated(*tensors: Tensor | None) -> bool:
     return False
 
 
+def is_traced(tensor: Tensor) -> bool:
+    """Whether there are shapes and no numbers: torch.compile is at work, or `tensor` is a fake one."""
+    return torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
+
+
 def is_legacy_batched(tensor: Tensor) -> bool:
     """Whether `tensor` is a batch under autograd's own vmap, that of `is_grads_batched=True`: it has no memory to read."""
     return _functorch.is_legacy_batchedtensor(tensor)
@@ -124,11 +130,16 @@ def check_hidden_offsets(offsets: Tensor | None, steps: Tensor) -> None:
     """Check the contents of `offsets` from within transformations, before they are used as indices."""
     if offsets is None or torch.compiler.is_compiling():
         return
+    check_offset_values(unwrapped(offsets), steps.shape[-1])
+
+
+def unwrapped(offsets: Tensor) -> Tensor:
+    """The tensor itself, out of the transformations of torch.func."""
     while _functorch.is_functorch_wrapped_tensor(offsets):
         if _functorch.is_batchedtensor(offsets):
             raise vmapped_offsets()
         offsets = _functorch.get_unwrapped(offsets)
-    check_offset_values(offsets, steps.shape[-1])
+    return offsets
 
 
 def vmapped_offsets() -> ValueError:
@@ -159,8 +170,9 @@ def neighbour(steps: Tensor, offsets: Tensor | None, *, reverse: bool, edge: Ten
     number = torch.arange(horizon, device=steps.device)
     # Of empty trajectories at the same place, the last one's successor is found: the one that holds the step.
     trajectory = torch.searchsorted(offsets, number, right=True) - 1  # (T,)
-    alone = number + 1 == offsets[trajectory + 1] if reverse else number == offsets[trajectory]
-    filling = steps.new_zeros(()) if edge is None else edge[trajectory]
+    border = offsets.index_select(0, trajectory + 1 if reverse else trajectory)
+    alone = number + 1 == border if reverse else number == border
+    filling = steps.new_zeros(()) if edge is None else edge.index_select(0, trajectory)
     return torch.where(alone, filling, steps.roll(-1 if reverse else 1))
 
 
@@ -177,11 +189,12 @@ def time_major(steps: Tensor, offsets: Tensor) -> Tensor:
 
 def from_time_major(padded: Tensor, offsets: Tensor, like: Tensor) -> Tensor:
     """The steps in `padded` (horizon, N), in the shape and dtype of `like`."""
-    return padded[_places(offsets)].to(like.dtype).reshape(like.shape)
+    return padded[_places(offsets, like.numel())].to(like.dtype).reshape(like.shape)
 
 
-def _places(offsets: Tensor) -> tuple[Tensor, Tensor]:
+def _places(offsets: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
     """Of every step, its time within its trajectory and the trajectory's number."""
-    trajectory = torch.arange(len(offsets) - 1, device=offsets.device).repeat_interleave(offsets.diff())
-    time = torch.arange(len(trajectory), device=offsets.device) - offsets[trajectory]
+    number = torch.arange(len(offsets) - 1, device=offsets.device)
+    trajectory = number.repeat_interleave(offsets.diff(), output_size=num_steps)
+    time = torch.arange(num_steps, device=offsets.device) - offsets[trajectory]
     return time, trajectory

@@ -21,6 +21,7 @@ from .segments import (
     check_steps,
     from_time_major,
     is_differentiated,
+    is_traced,
     neighbour,
     plain,
     plain_offsets,
@@ -88,7 +89,7 @@ def vtrace(
     discount = check_fraction("discount", discount)
     trace_lambda = check_fraction("trace_lambda", trace_lambda)
     rho_clip, c_clip = _check_clip("rho_clip", rho_clip), _check_clip("c_clip", c_clip)
-    if torch.compiler.is_compiling() or is_differentiated(log_ratios, rewards, values, bootstrap, offsets):
+    if is_traced(rewards) or is_differentiated(log_ratios, rewards, values, bootstrap, offsets):
         check_hidden_offsets(offsets, rewards)
         ratios = log_ratios.exp()
         rho, c = ratios.clamp(max=rho_clip), discount * trace_lambda * ratios.clamp(max=c_clip)

@@ -94,31 +94,35 @@ def test_files_and_page(tmp_path):
         report.write_page([case()], tmp_path, page)
 
 
-def times(name, cuda, triton):
-    entries = [entry("cuda", cuda, ours=True), entry("triton", triton, ours=True), entry("reference", 1e-9, ours=True)]
-    return contest(*entries, name=name)
+def times(name, cuda, triton, reference=9.0):
+    seconds = {"cuda": cuda, "triton": triton, "reference": reference}
+    entries = [entry(backend, median, ours=True) for backend, median in seconds.items() if median]
+    return contest(*entries, entry("a peer", 1e-9), name=name)
 
 
 def test_choice_of_backends():
     sizes = {"a": 100, "b": 1000, "c": 1000, "d": 100_000, "e": 10_000_000}
     cases = [case(name=name, op="gae", size=size) for name, size in sizes.items()]
     cases.append(case(name="whole", op="linearize"))
+    cases.append(case(name="plain", op="f_divergence", size=5))
     contests = [
         times("a", 1.0, 2.0),
-        times("b", 1.0, 4.0),  # the two of one size count together: √(4 · 0.5)
-        times("c", 1.0, 0.5),
+        times("b", 1.0, 4.0, None),  # the two of one size count together, √(4 · 0.5), by what took part in both
+        times("c", 1.0, 0.5, 1e-9),
         times("d", 1.0, 0.8),
         times("e", 1.0, 0.5),
         times("whole", 1.0, 1.5),
+        times("plain", None, 3.0, 2.0),
     ]
     before = {"gae": (Rule("triton", "thought"),), "vtrace": (Rule("triton", "thought"),)}
     table = choose(before, cases, contests, ENVIRONMENT)
     short, long = table["gae"]
     assert (short.backend, short.up_to) == ("cuda", 10_000)  # between 1000 and 100 000
-    assert short.because == "1.41–2.00 times as fast as triton at 100 to 1,000"
+    assert short.because == "2.00 times as fast as triton at 100; 1.41 times as fast as triton at 1,000"
     assert (long.backend, long.up_to, long.device, long.date) == ("triton", None, "NVIDIA H200", "2026-11-21")
-    assert long.because == "1.25–2.00 times as fast as cuda at 100,000 to 10,000,000"
+    assert long.because == "1.25 times as fast as cuda at 100,000; 2.00 times as fast as cuda at 10,000,000"
     assert table["linearize"] == (Rule("cuda", "1.50 times as fast as triton", None, "NVIDIA H200", "2026-11-21"),)
+    assert table["f_divergence"][0].backend == "reference"
     assert table["vtrace"] == before["vtrace"]
     assert parse(format_table(table)) == table
 

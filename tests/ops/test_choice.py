@@ -18,9 +18,9 @@ def toy_rules(monkeypatch):
 
 
 def test_orders_by_size(toy_rules):
-    assert gpu_order("toy", 100) == ("cuda", "triton", "reference")
-    assert gpu_order("toy", 101) == ("triton", "cuda", "reference")
-    assert gpu_order("another", 5) == ("cuda", "triton", "reference")
+    assert gpu_order("toy", 100) == ("cuda", "triton", "graph", "reference")
+    assert gpu_order("toy", 101) == ("triton", "cuda", "graph", "reference")
+    assert gpu_order("another", 5) == ("cuda", "triton", "graph", "reference")
 
 
 def test_a_rule_for_the_reference_leaves_nothing_before_it(monkeypatch):
@@ -47,7 +47,7 @@ def test_rules_must_cover_all_sizes_in_order(listed):
 
 
 def test_rules_must_name_a_backend_for_gpus():
-    with pytest.raises(ValueError, match="must name one of cuda, triton, reference, got cpp"):
+    with pytest.raises(ValueError, match="must name one of cuda, triton, graph, reference, got cpp"):
         parse(json.dumps({"toy": [{"backend": "cpp", "because": ""}]}))
 
 

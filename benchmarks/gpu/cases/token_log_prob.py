@@ -23,6 +23,7 @@ SIZES = ((2048, 32768), (16384, 32768), (2048, 131072), (8192, 131072))
 TINY = ((5, 70),)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 RTOL = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
+_OPS = {"value": "", "vjp": ", gradient", "jvp": ", along a tangent", "hvp": ", second order"}
 EAGER = "torch, three passes"
 _LARGE_TENSORS = {"value": 1, "vjp": 2, "jvp": 2, "hvp": 3}
 """Of (T, V), read or written."""
@@ -37,7 +38,7 @@ def cases(tiny: bool) -> list[Case]:
             setup=partial(_setup, what, dtype, steps, vocabulary),
             tests=("categorical",),
             bars=(Bar(1.3, peers=(EAGER,)),) if what == "hvp" else (),
-            op="categorical_log_prob",
+            op="categorical_log_prob" + _OPS[what],
             size=steps * vocabulary,
             rank=0 if what == "hvp" else 1,
         )
