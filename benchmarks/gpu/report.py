@@ -83,6 +83,19 @@ def _row(case: Case, called: Contest, alone: Contest | None) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def broken(contests: Iterable[Contest], *, ours: bool) -> list[str]:
+    """A line for each contestant that failed or was wrong; once, though one that falls out of the first half is out of the
+    second, too.
+    """
+    lines = [
+        f"{contest.topic} {contest.name.removesuffix(ON_THE_DEVICE)}: {entry.name} {entry.withheld}"
+        for contest in contests
+        for entry in contest.broken
+        if entry.ours == ours
+    ]
+    return list(dict.fromkeys(lines))
+
+
 def verdict(bar: Bar, called: Contest, alone: Contest | None) -> str:
     """What was measured, and whether that is enough."""
     measured = bar.measured(called, alone)

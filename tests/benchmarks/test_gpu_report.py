@@ -75,6 +75,14 @@ def test_a_contest_without_times_tells_why():
     assert "triton failed: a/b" in report.table([case()], [nothing])
 
 
+def test_broken_contestants_once_ours_and_peers_apart():
+    fallen = Entry(name="cuda", ours=True, withheld="failed: x"), Entry(name="JAX", ours=False, withheld="wrong: y")
+    halves = [contest(*fallen), contest(*fallen, name="gae 3x5, on the device")]
+    assert report.broken(halves, ours=True) == ["scan gae 3x5: cuda failed: x"]
+    assert report.broken(halves, ours=False) == ["scan gae 3x5: JAX wrong: y"]
+    assert report.broken([CALLED], ours=True) == []
+
+
 def test_files_and_page(tmp_path):
     page = tmp_path / "gpu.md"
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")

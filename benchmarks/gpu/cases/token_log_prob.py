@@ -19,7 +19,7 @@ from benchmarks.gpu.case import Bar, Case, Lab, Run, Setup, by_backend
 from benchmarks.harness import Absent, Peer, WrongAnswer, agrees_with, copy_floor
 from parl_core import ops
 
-SIZES = ((2048, 32768), (16384, 32768), (2048, 131072), (8192, 131072))
+SIZES = ((2048, 32768), (16384, 32768), (2048, 131072), (16384, 131072))
 TINY = ((5, 70),)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 RTOL = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
@@ -45,6 +45,8 @@ def cases(tiny: bool) -> list[Case]:
         for what in ("hvp", "value", "vjp", "jvp")
         for steps, vocabulary in (TINY if tiny else SIZES)
         for name, dtype in DTYPES.items()
+        # Of the largest there is one precision: with all contestants' intermediates single would not fit.
+        if dtype is torch.bfloat16 or steps * vocabulary < 1 << 31
     ]
 
 
