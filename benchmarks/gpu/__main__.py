@@ -190,6 +190,7 @@ def _summary(
         print(f"  {count} skipped: {reason}")
     for title, lines in (
         ("Wrong or broken:", problems),
+        ("Peers that are wrong or broken here:", peers),
         ("Not run, for want of time; the same command goes on:", missing),
     ):
         if lines:
