@@ -29,6 +29,7 @@ _WITH_OPS = ("hypergrad.linearize", "optim", "preference.reward_learning", "rl.s
 """Modules that hold ops of their own, beside those of `ops`."""
 _ON_CPU, _ON_GPU = ("reference", "numba", "cpp"), ("reference", *DEFAULT_ORDER[::-1])
 _WIDTH = 110
+_UNRULED = f"the first usable of {', '.join((*DEFAULT_ORDER, 'reference'))}; {NOT_MEASURED}"
 
 
 def report() -> str:
@@ -61,7 +62,7 @@ def _extras() -> list[str]:
 
 
 def _cpu_ops() -> list[str]:
-    title = "Ops on CPU tensors in float32: + usable, – not; the leftmost usable one of cpp, numba, reference is taken"
+    title = "Ops on CPU tensors in float32: + usable, – not here; of these the first of cpp, numba, reference is taken"
     return [title, *_table("cpu", _ON_CPU)]
 
 
@@ -76,33 +77,26 @@ def _gpu_ops() -> list[str]:
             "on a machine with a GPU benchmarks/gpu.sh tests and times them all",
         ]
         return ["Ops on CUDA tensors: none here", *_wrapped(told), *_wrapped(hints)]
-    title = "Ops on CUDA tensors in float32: + usable, – not; what is taken at which size follows"
+    title = "Ops on CUDA tensors in float32: + usable, – not here; what is taken at which size follows"
     return [title, *_table("cuda", _ON_GPU), "", *_choices()]
 
 
 def _table(device_type: str, backends: Sequence[str]) -> list[str]:
-    """A row for each op, and each reason once, with the ops that it holds for."""
+    """A row for each op, and each reason once. What an op does not have needs no reason: its cell is empty."""
     table = support_table(device_type)
     width = max(len(op) for op in table) + 2
     lines = ["  " + " " * width + "".join(f"{name:<12}" for name in backends).rstrip()]
+    reasons: dict[str, None] = {}
     for op, support in table.items():
-        cells = "".join(f"{'+' if support[name] is None else '–':<12}" for name in backends)
-        lines.append("  " + op.ljust(width) + cells.rstrip())
-    return lines + _wrapped(_why_nots(table, backends))
-
-
-def _why_nots(table: dict[str, dict[str, str | None]], backends: Sequence[str]) -> list[str]:
-    """`backend: reason`, once; of ops without the backend one line with all their names."""
-    lines: dict[str, None] = {}
-    for name in backends:
-        lacking = [op for op, support in table.items() if support[name] == f"it does not implement {op}"]
-        others = [
-            reason for op, support in table.items() if op not in lacking and (reason := support[name]) is not None
-        ]
-        lines |= dict.fromkeys(f"{name}: {reason}" for reason in others)
-        if lacking:
-            lines[f"{name}: it does not implement {'; '.join(lacking)}"] = None
-    return list(lines)
+        cells = ""
+        for name in backends:
+            reason = support[name]
+            lacking = reason == f"it does not implement {op}"
+            cells += f"{'+' if reason is None else '' if lacking else '–':<12}"
+            if reason is not None and not lacking:
+                reasons[f"{name}: {reason}"] = None
+        lines.append(("  " + op.ljust(width) + cells).rstrip())
+    return lines + _wrapped(list(reasons))
 
 
 def _choices() -> list[str]:
@@ -110,17 +104,13 @@ def _choices() -> list[str]:
     lines = ["Taken on CUDA tensors, by their number of elements"]
     grounds: dict[str, int] = {}
     for op in support_table("cuda"):
-        parts, start = [], 0
+        parts, above = [], 0
         for rule in rules().get(op, ()):
+            span = f"≤ {rule.up_to}" if rule.up_to is not None else f"> {above}" if above else "any"
             number = grounds.setdefault(rule.grounds, len(grounds) + 1)
-            span = (
-                "any" if rule.up_to is None and not start else f"> {start}" if rule.up_to is None else f"≤ {rule.up_to}"
-            )
             parts.append(f"{span}: {rule.backend} [{number}]")
-            start = rule.up_to or start
-        lines.append(
-            f"  {op}: {', '.join(parts) or f'the first usable of {chr(32).join(DEFAULT_ORDER)}, {NOT_MEASURED}'}"
-        )
+            above = rule.up_to or above
+        lines.append(f"  {op}: {', '.join(parts) or _UNRULED}")
     return lines + _wrapped([f"[{number}] {ground}" for ground, number in grounds.items()])
 
 

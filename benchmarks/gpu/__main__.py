@@ -80,6 +80,7 @@ def _set_environment(work: Path, *, dry: bool) -> None:
         "JAX_COMPILATION_CACHE_DIR": str(work / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TORCHINDUCTOR_COMPILE_THREADS": "4",  # several processes compile at once
     }
     if dry:
         defaults |= {"TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -105,9 +106,6 @@ def _choose(results: Path, cases: Sequence[Any]) -> int:
 
 def _run(given: argparse.Namespace, began: float) -> int:
     import torch
-
-    from benchmarks.harness.contest import ON_THE_DEVICE
-    from parl_core.bench.results import contest_of
 
     from . import build, contests, machine, report, tests
     from .cases import all_cases
@@ -156,29 +154,32 @@ def _run(given: argparse.Namespace, began: float) -> int:
     found = contests.run_cases(cases, withheld, store, end, _say, dry=given.dry)
 
     environment = {**machine.describe(), **floors, "sources": sources}
-    held = [contest_of(fields) for case in cases for fields in found.get(case.id, {}).get("contests", ())]
-    written = report.write(given.results, environment, held)
+    held = _contests(found, cases)
+    everything = {case.id: store.read(f"case {case.id}") or {} for case in all_cases(tiny=given.dry)}
+    written = report.write(given.results, environment, _contests({**everything, **found}, all_cases(tiny=given.dry)))
 
-    failed = [f"{name}: {line}" for name, outcome in outcomes.items() for line in outcome.failed]
-    problems += [f"test {line}" for line in failed]
+    problems += [f"test {name}: {line}" for name, outcome in outcomes.items() for line in outcome.failed]
     problems += [f"{name}: {outcome['why']}" for name, outcome in found.items() if "why" in outcome]
-    broken = [
-        f"{contest.topic} {contest.name.removesuffix(ON_THE_DEVICE)}: {entry.name} {entry.withheld}"
-        for contest in held
-        for entry in contest.broken
-    ]
-    problems += dict.fromkeys(broken)  # who fell out of a contest's first half is out of its second, too
+    problems += report.broken(held, ours=True)
     missing = [f"test {file}" for file in files if file not in outcomes]
     missing += [case.id for case in cases if case.id not in found]
 
     print()
     for line in [*report.machine_lines(environment), "", report.table(cases, held)]:
         print(line)
-    _summary(outcomes, problems, missing, written)
+    _summary(outcomes, problems, report.broken(held, ours=False), missing, written)
     return FAILED if problems else INCOMPLETE if missing else PASSED
 
 
-def _summary(outcomes: dict[str, Any], problems: list[str], missing: list[str], written: list[Path]) -> None:
+def _contests(found: dict[str, dict[str, Any]], cases: Sequence[Any]) -> list[Any]:
+    from parl_core.bench.results import contest_of
+
+    return [contest_of(fields) for case in cases for fields in found.get(case.id, {}).get("contests", ())]
+
+
+def _summary(
+    outcomes: dict[str, Any], problems: list[str], peers: list[str], missing: list[str], written: list[Path]
+) -> None:
     passed = sum(outcome.passed for outcome in outcomes.values())
     skipped: dict[str, int] = {}
     for outcome in outcomes.values():
@@ -189,6 +190,7 @@ def _summary(outcomes: dict[str, Any], problems: list[str], missing: list[str], 
         print(f"  {count} skipped: {reason}")
     for title, lines in (
         ("Wrong or broken:", problems),
+        ("Peers that are wrong or broken here:", peers),
         ("Not run, for want of time; the same command goes on:", missing),
     ):
         if lines:

@@ -41,6 +41,8 @@ class Setup:
     """Whether the device's time is taken with empty caches, as where a call's traffic decides."""
     alone: bool = True
     """Whether there is a time on the device alone; not of what reads its outcome, or is a CUDA graph already."""
+    unrecorded: tuple[str, ...] = ()
+    """Contestants that have none since they read the device. Trying costs: after it nothing else can be recorded."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Turns results into the table by which ops choose their backend on a GPU, parl_core/ops/choice.json.
 
-Where Triton's and CUDA's times of a call are known at a size, the faster one is taken there; between two measured sizes that
-differ, the border is their geometric mean. Several contests of one op and size count by the geometric mean of their ratios.
-Ops without a measurement keep the rules they have.
+At every measured size the backend with the shortest call is taken; between two sizes that differ, the border is their
+geometric mean. Several contests of one op and size count by the geometric means of their times. Ops of which at most one
+backend was measured keep the rules they have.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from parl_core.bench.results import Contest, by_name
 from parl_core.ops.choice import DEFAULT_ORDER, Rule
 
 from .case import Case
+
+_Times = dict[str, float]
+"""Seconds by backend."""
 
 
 def choose(
@@ -33,35 +36,44 @@ def choose(
         contests, environment: of the results.
     """
     known = by_name(contests)
-    ratios: dict[str, dict[int | None, list[float]]] = defaultdict(lambda: defaultdict(list))
+    measured: dict[str, dict[int | None, list[_Times]]] = defaultdict(lambda: defaultdict(list))
     for case in cases:
         contest = known.get((case.topic, case.name))
-        if case.op is not None and contest is not None and (ratio := _ratio(contest)) is not None:
-            ratios[case.op][case.size].append(ratio)
+        if case.op is not None and contest is not None and len(times := _times(contest)) > 1:
+            measured[case.op][case.size].append(times)
     device, date = str(environment.get("gpu")), str(environment.get("date"))
-    return {**table, **{op: _rules(by_size, device, date) for op, by_size in ratios.items()}}
+    return {**table, **{op: _rules(by_size, device, date) for op, by_size in measured.items()}}
 
 
-def _ratio(contest: Contest) -> float | None:
-    """Triton's time over CUDA's; None unless both were measured."""
-    times = {entry.name: entry.median for entry in contest.entries if entry.ours and entry.median is not None}
-    cuda, triton = (times.get(name) for name in DEFAULT_ORDER)
-    return None if cuda is None or triton is None else triton / cuda
+def _times(contest: Contest) -> _Times:
+    """Of a call, by backend."""
+    backends = (*DEFAULT_ORDER, "reference")
+    entries = [entry for entry in contest.entries if entry.ours and entry.name in backends]
+    return {entry.name: entry.median for entry in entries if entry.median is not None}
 
 
-def _rules(by_size: Mapping[int | None, Sequence[float]], device: str, date: str) -> tuple[Rule, ...]:
-    means = {size: math.exp(sum(map(math.log, ratios)) / len(ratios)) for size, ratios in by_size.items()}
-    sizes = sorted(means, key=lambda size: size or 0)
-    runs = [list(group) for _, group in groupby(sizes, key=lambda size: means[size] >= 1.0)]
-    borders = [round(math.sqrt((one[-1] or 1) * (other[0] or 1))) for one, other in pairwise(runs)]
+def _rules(by_size: Mapping[int | None, Sequence[_Times]], device: str, date: str) -> tuple[Rule, ...]:
+    means = {size: _means(times) for size, times in sorted(by_size.items(), key=lambda item: item[0] or 0)}
+    best = {size: min(times, key=lambda name: times[name]) for size, times in means.items()}
+    runs = [(winner, list(sizes)) for winner, sizes in groupby(means, key=lambda size: best[size])]
+    borders = [round(math.sqrt((one[-1] or 1) * (other[0] or 1))) for (_, one), (_, other) in pairwise(runs)]
     rules = []
-    for group, border in zip(runs, [*borders, None], strict=True):
-        is_cuda = means[group[0]] >= 1.0
-        advantages = [means[size] if is_cuda else 1.0 / means[size] for size in group]
-        winner, loser = DEFAULT_ORDER if is_cuda else DEFAULT_ORDER[::-1]
-        low, high = min(advantages), max(advantages)
-        told = f"{low:.2f}" if len(group) == 1 else f"{low:.2f}–{high:.2f}"
-        where = "" if group[0] is None else f" at {group[0]:,}" + (f" to {group[-1]:,}" if len(group) > 1 else "")
-        because = f"{told} times as fast as {loser}{where}"
+    for (winner, sizes), border in zip(runs, [*borders, None], strict=True):
+        because = "; ".join(dict.fromkeys(_advantage(means[size], winner, size) for size in (sizes[0], sizes[-1])))
         rules.append(Rule(winner, because, border, device, date))
     return tuple(rules)
+
+
+def _means(contests: Sequence[_Times]) -> _Times:
+    """Geometric ones, of the backends that took part in all of the contests."""
+    names = [name for name in contests[0] if all(name in times for times in contests)]
+    return {name: math.exp(sum(math.log(times[name]) for times in contests) / len(contests)) for name in names}
+
+
+def _advantage(times: _Times, winner: str, size: int | None) -> str:
+    others = {name: seconds for name, seconds in times.items() if name != winner}
+    where = "" if size is None else f" at {size:,}"
+    if not others:
+        return f"alone{where}"
+    second = min(others, key=lambda name: others[name])
+    return f"{others[second] / times[winner]:.2f} times as fast as {second}{where}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.contest import ON_THE_DEVICE
-from parl_core.bench.page import BEGIN as _OTHER_BEGIN
+from parl_core.bench.page import ON_GPUS
 from parl_core.bench.results import Contest, Entry, Results, by_name, read_files, write_results
 from parl_core.bench.show import duration, number, times
 from parl_core.errors import ConfigError
@@ -17,12 +17,9 @@ from parl_core.files import write_atomically
 from .case import Bar, Case, best_of_ours
 from .store import ROOT
 
-PREFIX = "gpu-"
-"""Begins the topics of GPU results, which README's table of CPU results leaves out."""
 PAGE = ROOT / "docs" / "gpu.md"
 BEGIN, END = "<!-- results: made by python -m benchmarks.gpu page -->", "<!-- end of results -->"
 NOTHING = "No results are committed: nothing here has been measured on a GPU yet.\n"
-assert BEGIN != _OTHER_BEGIN
 
 _FLOORS = {
     "copy_bytes_per_s": ("copy", 1e12, "TB/s"),
@@ -36,18 +33,18 @@ _FLOORS = {
 
 def write(folder: Path, environment: Mapping[str, Any], contests: Iterable[Contest]) -> list[Path]:
     """A file for each topic, as `parl bench --compare` reads it."""
-    named = tuple(replace(contest, topic=PREFIX + contest.topic) for contest in contests)
+    named = tuple(replace(contest, topic=ON_GPUS + contest.topic) for contest in contests)
     return write_results(folder, Results(dict(environment), named)) if named else []
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[Contest]]:
     """The environment and the contests of a folder's GPU results; both empty if there are none."""
     try:
-        files = [file for file in read_files(folder) if file.contests[0].topic.startswith(PREFIX)]
+        files = [file for file in read_files(folder) if file.contests[0].topic.startswith(ON_GPUS)]
     except (ConfigError, IndexError):
         files = []
     contests = [
-        replace(contest, topic=contest.topic.removeprefix(PREFIX)) for file in files for contest in file.contests
+        replace(contest, topic=contest.topic.removeprefix(ON_GPUS)) for file in files for contest in file.contests
     ]
     return (files[0].environment if files else {}), contests
 
@@ -84,6 +81,19 @@ def _row(case: Case, called: Contest, alone: Contest | None) -> str:
         "; ".join(verdict(bar, called, alone) for bar in case.bars),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def broken(contests: Iterable[Contest], *, ours: bool) -> list[str]:
+    """A line for each contestant that failed or was wrong; once, though one that falls out of the first half is out of the
+    second, too.
+    """
+    lines = [
+        f"{contest.topic} {contest.name.removesuffix(ON_THE_DEVICE)}: {entry.name} {entry.withheld}"
+        for contest in contests
+        for entry in contest.broken
+        if entry.ours == ours
+    ]
+    return list(dict.fromkeys(lines))
 
 
 def verdict(bar: Bar, called: Contest, alone: Contest | None) -> str:

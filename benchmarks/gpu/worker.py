@@ -28,7 +28,7 @@ from .cases import all_cases
 from .machine import measure
 
 BROKEN = 3
-"""Exit status when the device no longer answers; the case that was last begun has broken it."""
+"""Exit status when a case has broken something that a new process has whole: the device's context, or recording."""
 _DRY_TURN, _DRY_SECONDS = 1e-4, 0.01
 
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
             continue
         _say(begin=name)
         _say(**_run(known[name], where, _DRY_SECONDS if given.dry else given.seconds))
-        if not _answers(where):
+        if not _answers(where) or where.clock.broken:
             return BROKEN
     return 0
 
@@ -83,6 +83,7 @@ def _run(case: Case, where: Lab, seconds: float) -> dict[str, Any]:
             seconds=seconds,
             cold=setup.cold,
             alone=setup.alone,
+            unrecorded=setup.unrecorded,
         )
         return {"case": case.id, "contests": [asdict(contest) for contest in contests]}
     except Exception as error:  # of the problem or its reference; those of contestants are in their entries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median, quantiles
 from typing import Any
@@ -224,6 +224,7 @@ def run_device_contest(
     seconds: float = 1.0,
     cold: bool = False,
     alone: bool = True,
+    unrecorded: Container[str] = (),
 ) -> list[Contest]:
     """As `run_contest`, twice with the same contestants: what a call costs, and what it costs on the device alone.
 
@@ -232,6 +233,7 @@ def run_device_contest(
         seconds: of each of the two.
         cold: on the device, with caches that hold nothing of the contestant's.
         alone: whether there is a second half, on the device.
+        unrecorded: those who read the device, so that they take no part in the second half.
     """
     with device.running():
         racers = prepare(check, ours, peers)
@@ -248,10 +250,12 @@ def run_device_contest(
         )
         if not alone or called.fastest is None:
             return [called]
-        again = [_recorded(racer, entry, device, cold) for racer, entry in zip(racers, called.entries, strict=True)]
         if floor is not None:
             floor = replace(floor, run=device.recorded(floor.run, cold=False))
         unit = None if gradient is None else device.recorded(gradient(), cold=cold)
+        again = []
+        for racer, entry in zip(racers, called.entries, strict=True):
+            again.append(_recorded(racer, entry, device, cold, entry.name not in unrecorded))
         replayed, _ = race(
             topic,
             name + ON_THE_DEVICE,
@@ -271,12 +275,14 @@ def _not_measured(call: Callable[[], Any]) -> None:
     call()
 
 
-def _recorded(racer: Racer, rated: Entry, device: Clock, cold: bool) -> Racer:
+def _recorded(racer: Racer, rated: Entry, device: Clock, cold: bool, recordable: bool) -> Racer:
     """The racer for the second half; who fell out before, or cannot be recorded, has the reason in its entry."""
     entry = Entry(name=rated.name, ours=rated.ours, limited=rated.limited, error=rated.error)
     if rated.withheld is not None or racer.run is None:
         return Racer(replace(entry, error=None, withheld=rated.withheld))
     try:
+        if not recordable:
+            raise Absent("it reads the device, which a CUDA graph cannot")
         return Racer(entry, device.recorded(racer.run, cold=cold))
     except Absent as absent:
         return Racer(replace(entry, error=None, withheld=f"{ABSENT}: {absent}"))

@@ -35,6 +35,9 @@ _LONG = 1e-3
 class Clock(Protocol):
     """Of a device."""
 
+    broken: bool
+    """Whether only a new process can go on recording."""
+
     def running(self) -> Any:
         """The context in which contestants are made and run."""
 
@@ -59,6 +62,7 @@ class HostClock:
     """The CPU in the role of a device, to try contests where there is none: nothing is recorded."""
 
     def __init__(self, turn: float = _TURN) -> None:
+        self.broken = False
         self._turn = turn
 
     @contextmanager
@@ -88,6 +92,8 @@ class GpuClock:
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         self._beyond_cache = torch.ones(2 * max(cache, 1 << 20) // 4, device=device)
         self._sum = torch.empty((), device=device)
+        self.broken = False
+        """Whether a recording has failed. torch then takes it for still under way, and no other can be made."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -99,6 +105,8 @@ class GpuClock:
         return _train(run, lambda: torch.cuda.synchronize(self._device), _TURN)
 
     def recorded(self, run: Run, *, cold: bool) -> Run:
+        if self.broken:
+            raise Absent("the recording of something else failed before, which torch's allocator does not get over")
         answer = run()
         if any(hasattr(part, "block_until_ready") for part in _parts(answer)):
             raise Absent("JAX launches on streams of its own, which a CUDA graph of torch does not see")
@@ -150,10 +158,13 @@ class _Recording:
             first = clock.seconds(self._once.replay, 3)
             self._calls = max(1, min(_MOST_CALLS, math.ceil(_RECORDED / max(first, 1e-7))))
             self._before: list[Run] = [clock.clear_cache] if cold and first < _LONG else []
-            self._many, self._clearing = self._graph(run), self._graph(*()) if self._before else None
+            several = self._before or self._calls > 1
+            self._many = self._graph(run) if several else self._once
+            self._clearing = self._graph() if self._before else None
             self._many.replay()
             self._replays = max(1, math.ceil(_TURN / clock.seconds(self._many.replay, 1)))
         except Exception as error:
+            clock.broken = True
             torch.cuda.synchronize()
             raise Absent(f"no CUDA graph can hold it ({type(error).__name__}: {_first_line(error)})") from error
 

@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from .gaussian_mlp import ACT_DIM, OBS_DIM, Problem
+from .jax_arrays import to_jax
 
 Run = Callable[[], Any]
 
@@ -29,14 +28,8 @@ def _weighted(params: Any, observations: Any, actions: Any, weights: Any) -> Any
     return weights @ _log_prob(params, observations, actions)
 
 
-def _arrays(tensors: list[torch.Tensor]) -> list[Any]:
-    import jax.numpy as jnp
-
-    return [jnp.from_dlpack(tensor.detach()) for tensor in tensors]
-
-
 def _data(problem: Problem) -> list[Any]:
-    return _arrays([problem.trajectories.observations, problem.trajectories.actions, problem.weights])
+    return to_jax([problem.trajectories.observations, problem.trajectories.actions, problem.weights])
 
 
 def hvp(problem: Problem) -> Run:
@@ -47,7 +40,7 @@ def hvp(problem: Problem) -> Run:
     def product(params: Any, tangent: Any, *data: Any) -> Any:
         return jax.jvp(lambda at: jax.grad(_weighted)(at, *data), (params,), (tangent,))[1]
 
-    params, tangent, data = _arrays(problem.params), _arrays(problem.tangent), _data(problem)
+    params, tangent, data = to_jax(problem.params), to_jax(problem.tangent), _data(problem)
     return lambda: product(params, tangent, *data)
 
 
@@ -59,7 +52,7 @@ def _prepared(make: Callable[[Any], Any], argument: Any, problem: Problem) -> Ru
     import jax
 
     prepare, apply = jax.jit(make), jax.jit(lambda function, argument: function(argument))
-    params = _arrays(problem.params)
+    params = to_jax(problem.params)
     apply(prepare([2.0 * parameter for parameter in params]), argument)
     function = prepare(params)
     apply(function, argument)
@@ -76,7 +69,7 @@ def prepared_hvp(problem: Problem) -> Run:
     def linear(params: Any) -> Any:
         return jax.linearize(lambda at: jax.grad(_weighted)(at, *data), params)[1]
 
-    return _prepared(linear, _arrays(problem.tangent), problem)
+    return _prepared(linear, to_jax(problem.tangent), problem)
 
 
 def linearized_hvp(problem: Problem) -> Run:
@@ -84,8 +77,8 @@ def linearized_hvp(problem: Problem) -> Run:
     import jax
 
     data = _data(problem)
-    _, linear = jax.linearize(lambda params: jax.grad(_weighted)(params, *data), _arrays(problem.params))
-    product, tangent = jax.jit(linear), _arrays(problem.tangent)
+    _, linear = jax.linearize(lambda params: jax.grad(_weighted)(params, *data), to_jax(problem.params))
+    product, tangent = jax.jit(linear), to_jax(problem.tangent)
     return lambda: product(tangent)
 
 
@@ -97,7 +90,7 @@ def jvp(problem: Problem) -> Run:
     def product(params: Any, tangent: Any, observations: Any, actions: Any) -> Any:
         return jax.jvp(lambda at: _log_prob(at, observations, actions), (params,), (tangent,))[1]
 
-    params, tangent, data = _arrays(problem.params), _arrays(problem.tangent), _data(problem)[:2]
+    params, tangent, data = to_jax(problem.params), to_jax(problem.tangent), _data(problem)[:2]
     return lambda: product(params, tangent, *data)
 
 
@@ -110,7 +103,7 @@ def prepared_jvp(problem: Problem) -> Run:
     def linear(params: Any) -> Any:
         return jax.linearize(lambda at: _log_prob(at, observations, actions), params)[1]
 
-    return _prepared(linear, _arrays(problem.tangent), problem)
+    return _prepared(linear, to_jax(problem.tangent), problem)
 
 
 def linearized_jvp(problem: Problem) -> Run:
@@ -118,8 +111,8 @@ def linearized_jvp(problem: Problem) -> Run:
     import jax
 
     observations, actions, _ = _data(problem)
-    _, linear = jax.linearize(lambda params: _log_prob(params, observations, actions), _arrays(problem.params))
-    product, tangent = jax.jit(linear), _arrays(problem.tangent)
+    _, linear = jax.linearize(lambda params: _log_prob(params, observations, actions), to_jax(problem.params))
+    product, tangent = jax.jit(linear), to_jax(problem.tangent)
     return lambda: product(tangent)
 
 
@@ -128,7 +121,7 @@ def vjp(problem: Problem) -> Run:
     import jax
 
     product = jax.jit(jax.grad(_weighted))
-    params, data = _arrays(problem.params), _data(problem)
+    params, data = to_jax(problem.params), _data(problem)
     return lambda: product(params, *data)
 
 
@@ -150,7 +143,7 @@ def linearized_vjp(problem: Problem) -> Run:
     import jax
 
     observations, actions, weights = _data(problem)
-    _, transpose = jax.vjp(lambda params: _log_prob(params, observations, actions), _arrays(problem.params))
+    _, transpose = jax.vjp(lambda params: _log_prob(params, observations, actions), to_jax(problem.params))
     product = jax.jit(lambda cotangent: transpose(cotangent)[0])
     return lambda: product(weights)
 
@@ -167,5 +160,5 @@ def scores(problem: Problem) -> Run:
         weights.reshape(number, -1),
     )
     product = jax.jit(jax.vmap(jax.grad(_weighted), in_axes=(None, 0, 0, 0)))
-    params = _arrays(problem.params)
+    params = to_jax(problem.params)
     return lambda: product(params, *data)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .gaussian_mlp_jax import _arrays, _log_prob
+from .gaussian_mlp_jax import _log_prob
 from .hypergradient import DISCOUNT, HORIZON, PAIRS, RTOL, TEMPERATURE, Problem, Run
+from .jax_arrays import to_jax
 
 
 def _reward(params: Any, observations: Any, actions: Any) -> Any:
@@ -36,10 +37,10 @@ def one_jit(problem: Problem, steps: int = 1) -> Run:
 
     number, damping = problem.lower.num_trajectories, problem.damping
     lower, first, second = (
-        tuple(_arrays([part.observations, part.actions]))
+        tuple(to_jax([part.observations, part.actions]))
         for part in (problem.lower, problem.upper.first, problem.upper.second)
     )
-    labels = jnp.asarray(problem.upper.labels.cpu().numpy())
+    (labels,) = to_jax([problem.upper.labels])
 
     @jax.jit
     def hypergradient(policy: Any, reward: Any, start: Any, lower: Any, first: Any, second: Any, labels: Any) -> Any:
@@ -76,7 +77,7 @@ def one_jit(problem: Problem, steps: int = 1) -> Run:
         cross = jax.grad(lambda at: factors @ _reward(at, *lower))(reward)
         return w, jax.tree.map(jnp.add, direct, cross)
 
-    points = [tuple(map(_arrays, problem.moved(step))) for step in range(steps)]
+    points = [tuple(map(to_jax, problem.moved(step))) for step in range(steps)]
     zero = [jnp.zeros_like(p) for p in points[0][0]]
 
     def run() -> tuple[Any, ...]:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from benchmarks.harness import Absent
 
+from .jax_arrays import to_jax
+
 DISCOUNT, LAMBDA = 0.99, 0.95
 Run = Callable[[], Any]
 
@@ -180,5 +182,5 @@ def jax_associative_scan(problem: Problem, name: str) -> Run:
         return scan(rewards + DISCOUNT * after - values, DISCOUNT * LAMBDA)
 
     function = {"returns": returns, "gae": gae}[name]
-    arrays = [jnp.from_dlpack(x) for x in (problem.rewards, problem.values, problem.bootstrap)]
+    arrays = to_jax([problem.rewards, problem.values, problem.bootstrap])
     return lambda: function(*arrays)

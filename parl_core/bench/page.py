@@ -13,6 +13,8 @@ from .show import duration, number, times
 
 BEGIN, END = "<!-- benchmarks: made by parl bench --table -->", "<!-- end of benchmarks -->"
 PAGE = Path("docs", "benchmarks.md")
+ON_GPUS = "gpu-"
+"""Begins the topics of what was measured on a GPU, which docs/gpu.md shows."""
 
 _PREAMBLE = """# Benchmarks
 
@@ -32,7 +34,7 @@ def write_table(root: Path) -> str:
         ConfigError: there are no results, or README lacks the two lines that the table stands between.
         RunFolderError: a file cannot be written.
     """
-    files = read_files(root / RESULTS)
+    files = [file for file in read_files(root / RESULTS) if not file.contests[0].topic.startswith(ON_GPUS)]
     readme = root / "README.md"
     write_atomically(readme, with_table(readme.read_text(), table(files)).encode())
     write_atomically(root / PAGE, page(files).encode())

@@ -44,7 +44,7 @@ def gpu_order(op: str, num_elements: int) -> tuple[str, ...]:
     for rule in rules().get(op, ()):
         if rule.up_to is None or num_elements <= rule.up_to:
             return _ORDERS[rule.backend]
-    return _ORDERS[DEFAULT_ORDER[0]]
+    return (*DEFAULT_ORDER, "reference")
 
 
 _ORDERS = {

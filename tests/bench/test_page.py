@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from parl_core.bench.page import BEGIN, END, page, table, with_table, write_table
@@ -75,6 +77,16 @@ def test_write_table(tmp_path):
     assert (tmp_path / "docs" / "benchmarks.md").read_text() == page([results(hvp())])
     write_table(tmp_path)
     assert readme.read_text().count("old") == 0
+
+
+def test_results_of_gpus_have_a_page_of_their_own(tmp_path):
+    (tmp_path / "docs").mkdir()
+    on_gpu = replace(hvp(), topic="gpu-linearization")
+    write_results(tmp_path / "benchmarks" / "results", results(hvp(), on_gpu))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}\n{END}")
+    write_table(tmp_path)
+    assert "gpu-" not in readme.read_text() + (tmp_path / "docs" / "benchmarks.md").read_text()
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, END + BEGIN, BEGIN + END + BEGIN + END, BEGIN + END + END])

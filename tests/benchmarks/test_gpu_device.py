@@ -23,6 +23,8 @@ right = agrees_with(ANSWER.double(), 1e-6)
 class FakeClock:
     """A call takes as long as `run.seconds`, what was recorded of it half of that."""
 
+    broken = False
+
     def __init__(self):
         self.cold = []
 
@@ -77,7 +79,7 @@ def test_both_halves_with_their_proportions():
     again, _ = alone.entries
     assert (again.median, again.speedup, again.to_floor) == (1.0, 3.0, 2.0)
     assert peer.median == 6.0
-    assert clock.cold == [True, True, False]  # the floor's data are beyond any cache
+    assert clock.cold == [False, True, True]  # the floor's data are beyond any cache
 
 
 def test_who_falls_out_of_the_first_half_or_cannot_be_recorded_is_told_so():
@@ -87,6 +89,14 @@ def test_who_falls_out_of_the_first_half_or_cannot_be_recorded_is_told_so():
     assert by_name["reading"].withheld == "not here: it reads the device" and by_name["reading"].median is None
     assert [entry.name for entry in called.broken] == ["wrong"] == [entry.name for entry in alone.broken]
     assert by_name["ours"].speedup is None
+
+
+def test_who_reads_the_device_is_not_even_recorded():
+    clock = FakeClock()
+    makers = {name: lambda: Runner(2.0) for name in ("ours", "reading")}
+    _, alone = run_device_contest("t", "n", right, ours=makers, device=clock, seconds=0.0, unrecorded=("reading",))
+    assert alone.entries[1].withheld == "not here: it reads the device, which a CUDA graph cannot"
+    assert len(clock.cold) == 1 and alone.entries[0].median == 1.0
 
 
 def test_an_absent_contestant_is_no_failure():
@@ -128,7 +138,8 @@ def test_recordings_of_a_gpu():
         times = [min(clock.on_device(run) for _ in range(5)) for run in (small, large)]
         with pytest.raises(Absent, match="no CUDA graph can hold it"):
             clock.recorded(lambda: torch.ones(2, device=device).sum().item(), cold=False)
-        assert large().mean().item() == 1.0  # and that did no harm
+        assert large().mean().item() == 1.0  # and that did no harm to what was recorded before
+        assert clock.broken
         assert clock.peak_mib(lambda: torch.empty(1 << 20, device=device)) == 4.0
     assert times[1] / times[0] > 2.0
     assert (1 << 30) / times[1] < 2e13

@@ -49,7 +49,7 @@ def _case(what: str, kind: str, count: int, ragged: bool, tensors: int) -> Case:
         setup=partial(_setup, what, kind, count, ragged, tensors),
         tests=("divergence",),
         bars=(Bar(0.8, floor=True),) if count >= LARGE and not ragged else (),
-        op="f_divergence, elementwise" if what == "second_order" else "f_divergence",
+        op="f_divergence, second order" if what == "second_order" else "f_divergence",
         size=count,
         rank=0 if count >= LARGE and kind == "kl" else 1,
     )

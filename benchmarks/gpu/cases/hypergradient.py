@@ -36,7 +36,7 @@ def cases(tiny: bool) -> list[Case]:
             topic="hypergradient",
             name=f"{what} h{width}-N{number}",
             setup=partial(setup, width, number, damping),
-            tests=("linearize", "capture", "solvers", "native_cg", "conjugate_gradients"),
+            tests=("linearize", "capture", "_cg"),
             bars=(Bar(10.0, peers=(EAGER,)),) if what == "solve" else (),
             rank=0 if what == "solve" else 1,
         )

@@ -77,6 +77,7 @@ def _setup(name: str, number: int, steps: int, ragged: bool, lab: Lab) -> Setup:
         peers={} if ragged else _peers(problem, name),
         floor=copy_floor(_SCANS[name].arrays * problem.rewards.nbytes, device=lab.device),
         cold=True,
+        unrecorded=("reference",),  # it pads to the longest trajectory
     )
 
 
