@@ -4,6 +4,7 @@ Ragged data is a flat tensor (T,) and `offsets` (N+1,) int64: trajectory n is va
 Trajectories of one length may come as rows (N, H) instead.
 """
 
+from .categorical_log_prob import categorical_fisher, categorical_log_prob
 from .ensemble_rewards import ensemble_rewards
 from .f_divergence import f_divergence
 from .f_divergence_bound import f_divergence_bound
@@ -23,6 +24,8 @@ __all__ = [
     "available_backends",
     "backend",
     "categorical_f_divergence",
+    "categorical_fisher",
+    "categorical_log_prob",
     "discounted_returns",
     "ensemble_rewards",
     "f_divergence",
