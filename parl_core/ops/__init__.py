@@ -10,6 +10,7 @@ from .f_divergence import f_divergence
 from .f_divergence_bound import f_divergence_bound
 from .f_divergence_closed import categorical_f_divergence, gaussian_f_divergence
 from .gae import gae
+from .gaussian_log_prob import gaussian_log_prob
 from .preference_loss import PairsLoss, preference_loss
 from .recurrence import linear_recurrence
 from .registry import BackendError, available_backends, backend, support_table
@@ -32,6 +33,7 @@ __all__ = [
     "f_divergence_bound",
     "gae",
     "gaussian_f_divergence",
+    "gaussian_log_prob",
     "linear_recurrence",
     "preference_loss",
     "prefix_sum",
