@@ -10,7 +10,9 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
-CPP := $(shell find csrc bindings -name '*.h' -o -name '*.cpp')
+SOURCES = $(shell find $(1) -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP := $(call SOURCES,csrc bindings)
+EMULATION := $(call SOURCES,tests/csrc/emulation)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 # Stamps: a target inside .venv is as new as the last time its step succeeded.
@@ -19,11 +21,15 @@ TORCH_INSTALLED := $(VENV)/.installed-$(TORCH)
 INSTALLED := $(VENV)/.installed
 PEERS_INSTALLED := $(VENV)/.installed-peers
 
+# The CUDA kernels, compiled for the host: what tests without a GPU run.
+EMULATED := build/emulated
+EMULATED_BUILT := $(EMULATED)/.built
+
 SANITIZED := build/sanitized
 # What calls the extension.
 SANITIZED_TESTS := $(wildcard tests/ops tests/csrc tests/hypergrad/test_linearize.py tests/*/test_native*.py tests/test_optim.py)
 
-.PHONY: help setup train test bench sanitize clean
+.PHONY: help setup train test emulated bench sanitize clean
 
 help:
 	@echo 'make setup   create .venv, install the pinned packages and build the extension in place'
@@ -61,11 +67,19 @@ setup: $(INSTALLED)
 train: setup
 	$(BIN)/parl train --env dm_control/walker-walk --algorithm a-parl --preset cpu --steps 80000 $(ARGS)
 
-test: setup
+$(EMULATED_BUILT): $(INSTALLED) tests/csrc/emulation/CMakeLists.txt $(CPP) $(EMULATION)
+	PATH="$$PWD/$(BIN):$$PATH" cmake -G Ninja -S tests/csrc/emulation -B $(EMULATED) \
+	    -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" -DPython_EXECUTABLE="$$PWD/$(BIN)/python"
+	PATH="$$PWD/$(BIN):$$PATH" cmake --build $(EMULATED)
+	touch $@
+
+emulated: $(EMULATED_BUILT)
+
+test: setup emulated
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/clang-format --dry-run -Werror $(CPP) $(EMULATION)
 	$(BIN)/python -m pytest $(ARGS)
 
 # Peers that cannot be installed here are listed as such beside the times of the others.

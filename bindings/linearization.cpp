@@ -2,39 +2,16 @@
 
 #include <pybind11/stl.h>
 
-#include <array>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "cpu/pages.h"
 #include "offsets.h"
+#include "policy_names.h"
 
 namespace parl::bindings {
 namespace {
-
-using math::Activation;
-
-template <typename E, std::size_t kCount>
-using Names = std::array<std::pair<const char*, E>, kCount>;
-constexpr Names<Activation, 4> kActivations{{{"tanh", Activation::kTanh},
-                                             {"relu", Activation::kRelu},
-                                             {"silu", Activation::kSilu},
-                                             {"leaky_relu", Activation::kLeakyRelu}}};
-constexpr Names<cpu::Head, 4> kHeads{{{"categorical", cpu::Head::kCategorical},
-                                      {"state", cpu::Head::kGaussianState},
-                                      {"global", cpu::Head::kGaussianGlobal},
-                                      {"fixed", cpu::Head::kGaussianFixed}}};
-
-template <typename E, std::size_t kCount>
-E named(const Names<E, kCount>& names, const std::string& name, const char* argument) {
-    std::string known;
-    for (const auto& [each, value] : names) {
-        if (name == each) return value;
-        known += (known.empty() ? "" : ", ") + std::string(each);
-    }
-    throw py::value_error(std::string(argument) + " must be one of " + known + ", got '" + name + "'");
-}
 
 // A tensor (size,), or, if `rows` is not negative, (rows, size / rows).
 TensorView view_sized(py::handle tensor, const char* name, DType dtype, std::int64_t size,

@@ -1,5 +1,9 @@
 #include <pybind11/pybind11.h>
 
+#if defined(PARL_WITH_CUDA)
+#include "cuda/module.h"
+#endif
+
 namespace parl::bindings {
 void bind_divergence(pybind11::module_& module);
 void bind_elementary(pybind11::module_& module);
@@ -28,4 +32,7 @@ PYBIND11_MODULE(_native, module) {
     parl::bindings::bind_preference(module);
     parl::bindings::bind_sac(module);
     parl::bindings::bind_scan(module);
+#if defined(PARL_WITH_CUDA)
+    parl::bindings::bind_cuda(module);
+#endif
 }

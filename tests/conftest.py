@@ -3,11 +3,13 @@
 One thread: the problems are tiny, and threads of several processes only wait for each other. Ctrl-C is heard: a shell starts
 what runs in the background with that signal ignored, and so would every process be that a test starts.
 
-Without an NVIDIA GPU Triton's kernels are interpreted, on the CPU; what needs the GPU itself is marked `gpu`.
+Without an NVIDIA GPU Triton's kernels are interpreted, on the CPU, and those in CUDA C++ are emulated there, where their
+emulation has been built; what needs the GPU itself is marked `gpu`.
 """
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -18,8 +20,12 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HAS_GPU = torch.cuda.is_available()
-if not HAS_GPU:  # Triton reads it where a kernel is defined
+EMULATED = next(Path(__file__).parent.parent.glob("build/emulated/_emulated*.so"), None)
+if not HAS_GPU:
+    # Read where kernels are defined and ops registered.
     os.environ["TRITON_INTERPRET"] = "1"
+    if EMULATED is not None:
+        os.environ.setdefault("PARL_CUDA_EMULATED", str(EMULATED))
 
 
 def pytest_collection_modifyitems(items):
@@ -39,6 +45,16 @@ def pytest_terminal_summary(terminalreporter):
 def device():
     """Where kernels for GPUs run: on one, or interpreted and emulated on the CPU."""
     return torch.device("cuda" if HAS_GPU else "cpu")
+
+
+@pytest.fixture
+def cuda_kernels():
+    """The module of the CUDA kernels: those of the GPU, or emulated."""
+    from parl_core.ops.accelerators import cuda_library, why_no_cuda  # which reads what is set above
+
+    if reason := why_no_cuda():
+        pytest.skip(reason if HAS_GPU else "the CUDA kernels are not built for the CPU; do that with: make emulated")
+    return cuda_library()
 
 
 @pytest.fixture(params=["portable", "avx2", "avx512"])

@@ -9,12 +9,11 @@
 
 #include "cpu/isa.h"
 #include "math/activations.h"
+#include "math/heads.h"
 
 namespace parl::cpu {
 
-// What the network's last layer says: logits; means and, squeezed by tanh, log standard deviations; or means
-// beside a log standard deviation that is a parameter, or fixed.
-enum class Head { kCategorical, kGaussianState, kGaussianGlobal, kGaussianFixed };
+using math::Head;
 
 // What is linearised. All memory may be freed once the linearization is made.
 template <typename T>

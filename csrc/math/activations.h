@@ -79,6 +79,9 @@ struct Silu {
 };
 
 // Calls function(Tanh{}) or whichever `activation` names.
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable  // on the host alone, where `function` launches a kernel
+#endif
 template <typename Function>
 PARL_INLINE void with_activation(Activation activation, const Function& function) {
     switch (activation) {

@@ -6,6 +6,10 @@
 
 namespace parl::math {
 
+// What a policy's network says: logits; means and, squeezed by tanh, log standard deviations; or means beside a
+// log standard deviation that is a parameter, or fixed.
+enum class Head { kCategorical, kGaussianState, kGaussianGlobal, kGaussianFixed };
+
 // What bounds the log standard deviation of GaussianPolicy(log_std="state").
 inline constexpr double kLogStdLow = -5.0, kLogStdHigh = 2.0;
 

@@ -3,8 +3,9 @@
 Steps come in chunks, and every product is a sum (or a concatenation) over them. Without `chunk_steps` there is a single
 chunk, whose products are kept ready; with it each chunk is made for a product and freed before the next one.
 
-Who makes a chunk's products: autograd, by the graphs of `ChunkGraphs`, for any policy (the backend `reference`); or the
-kernels behind `NativeChunk`, for the package's own policies on the CPU (`cpp`, chosen by itself where it can be).
+Who makes a chunk's products: autograd, by the graphs of `ChunkGraphs`, for any policy (the backend `reference`); or kernels,
+for the package's own policies: those behind `NativeChunk` on the CPU (`cpp`) and `CudaChunk` on a GPU (`cuda`), chosen by
+themselves where they can be.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import BackendError, discounted_returns, prefix_sum
-from ..ops.registry import Op, requested_backend
+from ..ops.accelerators import cuda_devices
+from ..ops.registry import Op
+from ..ops.segments import ON_CPU, SINGLE_AND_DOUBLE
 from ..trajectories import Trajectories, require_finite
 from .captured import CapturedPolicy
 from .chunk_graphs import ChunkGraphs
+from .cuda_linearize import cuda_chunk
 from .flat import differentiating, without_autocast
 from .modules import Chunk, check_chunk_steps, check_policy_inputs, chunks, gather_steps
 from .native_linearize import MlpPolicy, NativeChunk, check_mlp_steps, mlp_policy
@@ -47,12 +51,8 @@ _CACHED_NATIVE = Costs(vjp=2 / 3, jvp=2 / 3, jvp_and_hvp=6 / 3, fisher_vp=4 / 3,
 _CHUNKED_NATIVE = Costs(vjp=3 / 3, jvp=3 / 3, jvp_and_hvp=8 / 3, fisher_vp=5 / 3, scores=3 / 3)
 
 _OP = Op("linearize", ChunkGraphs)
-_OP.register(
-    "cpp",
-    lambda: NativeChunk,
-    device_types=frozenset({"cpu"}),
-    dtypes=frozenset({torch.float32, torch.float64}),
-)
+_OP.register("cpp", lambda: NativeChunk, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
+_OP.register("cuda", cuda_chunk, device_types=cuda_devices(), dtypes=SINGLE_AND_DOUBLE)
 
 
 Products = ChunkGraphs | NativeChunk
@@ -103,7 +103,7 @@ class Linearization:
         dtype = self._policy.params[0].dtype
         self._trajectories = trajectories if trajectories.weights.dtype == dtype else trajectories.to(dtype)
         self._chunk_steps = chunk_steps
-        self._mlp = _mlp_for_kernels(self._policy, self._trajectories)
+        self._kernels = _kernels_for(self._policy, self._trajectories)
         # Kept where nothing is cut; otherwise made anew for each product.
         self._kept: list[tuple[Chunk, Products]] | None = None
         if chunk_steps is None:
@@ -112,7 +112,7 @@ class Linearization:
             parts = ((chunk, graphs.log_prob.detach()) for chunk, graphs in self._graphs())
             self._log_prob = gather_steps(parts, self._policy.params[0], trajectories.num_steps)
         require_finite("policy.log_prob(observations, actions)", self._log_prob)
-        if self._mlp is None:  # what the kernels compute is no matter of chance
+        if self._kernels is None:  # what the kernels compute is no matter of chance
             self._policy.check_repeatable(self._trajectories, self._log_prob, chunk_steps)
 
     @property
@@ -138,7 +138,7 @@ class Linearization:
     @property
     def costs(self) -> Costs:
         """What each product costs, in gradient equivalents."""
-        if self._mlp is not None:
+        if self._kernels is not None:
             return _CACHED_NATIVE if self._chunk_steps is None else _CHUNKED_NATIVE
         return _CACHED if self._chunk_steps is None else _CHUNKED
 
@@ -277,7 +277,10 @@ class Linearization:
         return None if native is None else native.operator((hessian, fisher, scores), damping)
 
     def _products(self, chunk: Chunk) -> Products:
-        return ChunkGraphs(self._policy, chunk) if self._mlp is None else NativeChunk(self._policy, chunk, self._mlp)
+        if self._kernels is None:
+            return ChunkGraphs(self._policy, chunk)
+        kind, mlp = self._kernels
+        return kind(self._policy, chunk, mlp)
 
     def _kept_native(self) -> NativeChunk | None:
         """The kernels that hold all steps."""
@@ -289,7 +292,7 @@ class Linearization:
         if self._kept is not None:
             yield from self._kept
             return
-        whole = self._policy.sees_trajectories or (self._mlp is not None and self._chunk_steps is None)
+        whole = self._policy.sees_trajectories or (self._kernels is not None and self._chunk_steps is None)
         for chunk in chunks(self._trajectories, self._chunk_steps, whole=whole):
             yield chunk, self._products(chunk)
 
@@ -315,15 +318,19 @@ class Linearization:
             raise ValueError(f"{name} must have shape (T,) = {tuple(self._log_prob.shape)}, got {tuple(tensor.shape)}")
 
 
-def _mlp_for_kernels(policy: CapturedPolicy, trajectories: Trajectories) -> MlpPolicy | None:
-    """The policy as the kernels take it; None if autograd is asked for, or if kernels do not know the policy."""
-    if _OP.select(policy.params[0], None) != "cpp":
+def _kernels_for(policy: CapturedPolicy, trajectories: Trajectories) -> tuple[type[NativeChunk], MlpPolicy] | None:
+    """Who computes chunks, and the policy as it is taken there; None if autograd is asked for, or must do it."""
+    backend = _OP.select(policy.params[0], None)
+    if backend == "reference":
         return None
+    kind: type[NativeChunk] = _OP.kernel(backend)  # type: ignore[assignment]
     try:
         mlp = mlp_policy(policy)
         check_mlp_steps(mlp, policy.params[0].dtype, trajectories)
+        if kind.max_layers is not None and len(mlp.widths) - 1 > kind.max_layers:
+            raise ValueError(f"its network has more than {kind.max_layers} layers")
     except ValueError as reason:
-        if requested_backend() == "cpp":
-            raise BackendError(f"linearize: backend 'cpp' cannot be used: {reason}.") from None
+        if _OP.requested(None) == backend:
+            raise BackendError(f"linearize: backend '{backend}' cannot be used: {reason}.") from None
         return None
-    return mlp
+    return kind, mlp

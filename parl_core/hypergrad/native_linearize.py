@@ -80,10 +80,10 @@ def mlp_policy(policy: CapturedPolicy) -> MlpPolicy:
     tensors = dict(zip(policy.names, policy.params, strict=True))
     if head == "fixed":
         tensors["log_std"], shapes["log_std"] = policy.buffers["log_std"], (widths[-1],)
-    dtype = policy.params[0].dtype
+    dtype, device = policy.params[0].dtype, policy.params[0].device
     for name, tensor in tensors.items():
-        if type(tensor) not in (Tensor, nn.Parameter) or tensor.device.type != "cpu" or tensor.dtype != dtype:
-            raise ValueError(f"its {name} is not a plain tensor of {dtype} on the CPU")
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.device != device or tensor.dtype != dtype:
+            raise ValueError(f"its {name} is not a plain tensor of {dtype} on {device}")
         if tensor.shape != shapes[name]:
             raise ValueError(f"its {name} is of shape {tuple(tensor.shape)}, not {shapes[name]}")
     activation = _ACTIVATIONS[kinds.pop()] if kinds else "tanh"
@@ -91,7 +91,10 @@ def mlp_policy(policy: CapturedPolicy) -> MlpPolicy:
 
 
 def check_mlp_steps(mlp: MlpPolicy, dtype: torch.dtype, trajectories: Trajectories) -> None:
-    """Refuse, by a ValueError, steps that the kernels do not know; the policy may still know them."""
+    """Refuse, by a ValueError, steps that the kernels do not know; the policy may still know them.
+
+    Of integer actions on a GPU the host reads the range, once.
+    """
     observations, actions = trajectories.observations, trajectories.actions
     if type(observations) is not Tensor or type(actions) is not Tensor:
         raise ValueError("observations or actions are not plain tensors")
@@ -100,8 +103,10 @@ def check_mlp_steps(mlp: MlpPolicy, dtype: torch.dtype, trajectories: Trajectori
     if mlp.head == "categorical":
         if actions.is_floating_point() or actions.numel() != len(actions):
             raise ValueError("actions are not one integer a step")
-        if actions.numel() and (int(actions.min()) < 0 or int(actions.max()) >= mlp.widths[-1]):
-            raise ValueError(f"actions are not in 0 … {mlp.widths[-1] - 1}")
+        if actions.numel():
+            smallest, largest = torch.stack(torch.aminmax(actions)).tolist()
+            if smallest < 0 or largest >= mlp.widths[-1]:
+                raise ValueError(f"actions are not in 0 … {mlp.widths[-1] - 1}")
         return
     action_dim = mlp.widths[-1] // (2 if mlp.head == "state" else 1)
     if actions.dtype != dtype or actions.shape != (len(observations), action_dim):
@@ -115,41 +120,44 @@ class NativeChunk:
     much for its w until another comes, and score products as much again.
     """
 
+    max_layers: int | None = None
+    """Deeper networks the kernels do not take; None: any."""
+
     def __init__(self, policy: CapturedPolicy, chunk: Chunk, mlp: MlpPolicy) -> None:
-        native = importlib.import_module("parl_core._native")
         self._like = policy.params[0].detach()
         self._num_steps = chunk.end - chunk.start
-        offsets = torch.tensor([0, self._num_steps]) if chunk.offsets is None else chunk.offsets
+        # Multiplied, not written out: numbers on a GPU would be waited for.
+        whole = torch.arange(2, device=self._like.device) * self._num_steps
+        offsets = whole if chunk.offsets is None else chunk.offsets
         self._num_trajectories = len(offsets) - 1
         actions = chunk.actions.reshape(-1).long() if mlp.head == "categorical" else chunk.actions
-        self._native: Any = native.linearize_mlp(
+        self._native: Any = self._linearize(
             *mlp,
             torch.cat([p.detach().reshape(-1) for p in policy.params]),
             plain(policy.buffers["log_std"]) if mlp.head == "fixed" else None,
             plain(chunk.observations),
             plain(actions),
             plain(offsets),
-            torch.get_num_threads(),
         )
-        self._operators: dict[tuple[bool, ...], tuple[tuple[Tensor | None, ...], Any]] = {}
+        self._operators: dict[tuple[bool, ...], tuple[tuple[Any, ...], Any]] = {}
 
     @property
     def log_prob(self) -> Tensor:
         """(T,)."""
         out = self._like.new_empty(self._num_steps)
-        self._native.log_prob(out)
+        self._log_prob(out)
         return out
 
     def vjp(self, w: Tensor) -> Tensor:
         """Jᵀw: (P,)."""
         out = self._like.new_empty(self._native.num_params)
-        self._native.vjp(self._input(w), out, torch.get_num_threads())
+        self._native.vjp(self._input(w), out, self._where())
         return out
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v: (T,)."""
         out = self._like.new_empty(self._num_steps)
-        self._native.jvp(self._input(v), out, torch.get_num_threads())
+        self._native.jvp(self._input(v), out, self._where())
         return out
 
     def jvp_and_hvp(self, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,35 +176,52 @@ class NativeChunk:
     def scores(self, w: Tensor) -> Tensor:
         """(N, P): each trajectory's Σ_t w_t ∇ log π_t."""
         out = self._like.new_empty(self._num_trajectories, self._native.num_params)
-        self._native.scores(self._input(w), out, torch.get_num_threads())
+        self._native.scores(self._input(w), out, self._where())
         return out
 
     def operator(self, weights: _Weights, damping: float) -> Any:
         """v ↦ `second_order(v, weights)` + damping·v as an object of `_native`, for solvers there.
 
-        Without damping it is kept until other weights come for the same terms; their numbers tell.
+        Without damping it is kept until other weights come for the same terms; on the CPU their numbers tell.
         """
         if damping:
             return self._made(weights, damping)
         terms = tuple(w is not None for w in weights)
         built_for, operator = self._operators.get(terms, ((), None))
-        if operator is None or not all(map(_same, built_for, weights)):
+        if operator is None or not all(map(self._is_remembered, built_for, weights)):
             operator = self._made(weights, 0.0)
-            self._operators[terms] = tuple(None if w is None else w.detach().clone() for w in weights), operator
+            self._operators[terms] = tuple(map(self._remember, weights)), operator
         return operator
 
     def _made(self, weights: _Weights, damping: float) -> Any:
-        inputs = [None if w is None else self._input(w) for w in weights]
-        return self._native.curvature(*inputs, damping, torch.get_num_threads())
+        return self._curvature(*(None if w is None else self._input(w) for w in weights), damping)
 
     def _apply(self, weights: _Weights, v: Tensor, along: Tensor | None) -> Tensor:
         out = self._like.new_empty(self._native.num_params)
-        self.operator(weights, 0.0).apply(self._input(v), out, along, torch.get_num_threads())
+        self.operator(weights, 0.0).apply(self._input(v), out, along, self._where())
         return out
 
     def _input(self, tensor: Tensor) -> Tensor:
         return plain(tensor.to(self._like.dtype))
 
+    # What depends on where the kernels run.
 
-def _same(kept: Tensor | None, given: Tensor | None) -> bool:
-    return kept is given or (kept is not None and given is not None and torch.equal(kept, given))
+    def _linearize(self, *arguments: Any) -> Any:
+        return importlib.import_module("parl_core._native").linearize_mlp(*arguments, self._where())
+
+    def _log_prob(self, out: Tensor) -> None:
+        self._native.log_prob(out)
+
+    def _curvature(self, *arguments: Any) -> Any:
+        return self._native.curvature(*arguments, self._where())
+
+    def _where(self) -> int:
+        """The last argument of all calls: how many threads compute, or on which stream."""
+        return torch.get_num_threads()
+
+    def _remember(self, weights: Tensor | None) -> Any:
+        """What tells later whether an operator was made for the same weights."""
+        return None if weights is None else weights.detach().clone()
+
+    def _is_remembered(self, kept: Any, weights: Tensor | None) -> bool:
+        return kept is weights or (kept is not None and weights is not None and torch.equal(kept, weights))

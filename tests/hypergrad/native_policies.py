@@ -1,5 +1,6 @@
 """The package's own policies, steps for them, and both of their linearizations."""
 
+import copy
 import itertools
 
 import torch
@@ -36,16 +37,40 @@ def make_steps(policy, lengths=LENGTHS, dtype=F64):
     return parl.Trajectories(torch.randn(total, policy.obs_dim, dtype=dtype), actions, offsets)
 
 
-def both(policy, trajectories, **options):
-    """The kernels' linearization, and autograd's."""
-    with parl.backend("cpp"):
-        kernels = parl.linearize(policy, trajectories, **options)
+def both(policy, trajectories, backend="cpp", device="cpu", **options):
+    """The linearization of the kernels of `backend`, on `device`, and autograd's on the CPU."""
+    with parl.backend(backend):
+        kernels = parl.linearize(copy.deepcopy(policy).to(device), trajectories.to(device), **options)
     with parl.backend("reference"):
         return kernels, parl.linearize(policy, trajectories, **options)
 
 
+def check_products(policy, trajectories, tolerance=1e-12, backend="cpp", device="cpu", **options):
+    """All products of both."""
+    kernels, autograd = both(policy, trajectories, backend, device, **options)
+    dtype = autograd.log_prob.dtype
+    w, f, g = torch.randn(3, trajectories.num_steps, dtype=dtype)
+    v = torch.randn(autograd.num_params, dtype=dtype)
+    ws, fs, gs, vs = (tensor.to(device) for tensor in (w, f, g, v))
+    assert kernels.num_params == autograd.num_params
+    close(kernels.log_prob, autograd.log_prob, tolerance)
+    close(kernels.jvp(vs), autograd.jvp(v), tolerance)
+    close(kernels.vjp(ws), autograd.vjp(w), tolerance)
+    close(kernels.fisher_vp(fs, vs), autograd.fisher_vp(f, v), tolerance)
+    for ours, expected in zip(kernels.jvp_and_hvp(ws, vs), autograd.jvp_and_hvp(w, v), strict=True):
+        close(ours, expected, tolerance)
+    close(kernels.scores(), autograd.scores(), tolerance)
+    close(kernels.scores(ws), autograd.scores(w), tolerance)
+    close(
+        kernels.second_order(vs, hessian=ws, fisher=fs, scores=gs),
+        autograd.second_order(v, hessian=w, fisher=f, scores=g),
+        tolerance,
+    )
+
+
 def close(ours, expected, tolerance=1e-12):
-    """Up to `tolerance` of the largest element."""
+    """Up to `tolerance` of the largest element, wherever `ours` is."""
+    ours = ours.to(expected.device)
     assert ours.shape == expected.shape and ours.dtype == expected.dtype
     if expected.numel():
         assert (ours - expected).abs().max() <= tolerance * expected.abs().max(), (ours, expected)

@@ -13,33 +13,21 @@ from hypothesis import strategies as st
 from torch import nn
 
 import parl_core as parl
-from tests.hypergrad.native_policies import F64, HEADS, LENGTHS, both, close, make_policy, make_steps
+from tests.hypergrad.native_policies import (
+    F64,
+    HEADS,
+    LENGTHS,
+    both,
+    check_products,
+    close,
+    make_policy,
+    make_steps,
+)
 
 native = pytest.importorskip("parl_core._native")
 
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-
-
-def check_products(policy, trajectories, tolerance=1e-12, **options):
-    kernels, autograd = both(policy, trajectories, **options)
-    dtype = autograd.log_prob.dtype
-    w, f, g = torch.randn(3, trajectories.num_steps, dtype=dtype)
-    v = torch.randn(autograd.num_params, dtype=dtype)
-    assert kernels.num_params == autograd.num_params
-    close(kernels.log_prob, autograd.log_prob, tolerance)
-    close(kernels.jvp(v), autograd.jvp(v), tolerance)
-    close(kernels.vjp(w), autograd.vjp(w), tolerance)
-    close(kernels.fisher_vp(f, v), autograd.fisher_vp(f, v), tolerance)
-    for ours, expected in zip(kernels.jvp_and_hvp(w, v), autograd.jvp_and_hvp(w, v), strict=True):
-        close(ours, expected, tolerance)
-    close(kernels.scores(), autograd.scores(), tolerance)
-    close(kernels.scores(w), autograd.scores(w), tolerance)
-    close(
-        kernels.second_order(v, hessian=w, fisher=f, scores=g),
-        autograd.second_order(v, hessian=w, fisher=f, scores=g),
-        tolerance,
-    )
 
 
 @pytest.mark.parametrize("hidden", [(), (5,), (40, 33), (16, 64, 7)], ids=str)

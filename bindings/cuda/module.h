@@ -1,0 +1,16 @@
+// What binds the CUDA kernels: one function for each source here.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace parl::bindings {
+
+// Adds submodule `cuda` to `module`.
+void bind_cuda(pybind11::module_& module);
+
+namespace cuda {
+void bind_linearization(pybind11::module_& module);
+void bind_scan(pybind11::module_& module);
+}  // namespace cuda
+
+}  // namespace parl::bindings

@@ -1,0 +1,12 @@
+#include "../../../bindings/cuda/module.h"
+
+#include "emulation.h"
+#include "examples.h"
+
+PYBIND11_MODULE(_emulated, module) {
+    module.doc() = "The CUDA kernels, compiled for the host; see emulation.h.";
+    module.def("seed", &parl::emulation::set_seed, pybind11::arg("seed"),
+               "From where the order of threads and blocks is drawn.");
+    parl::emulation::bind_examples(module);
+    parl::bindings::bind_cuda(module);
+}
