@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .triton_common import LAUNCH, accumulator, number, program
 
-_TILE = 1024  # elements, for 128 threads
+_TILE = 1024  # elements for 128 threads, half as many of float64
 
 
 def log_prob(actions: Tensor | None, mean: Tensor, log_std: Tensor, squash: bool) -> Tensor:
@@ -82,8 +82,8 @@ def _launch(
     steps, size = mean.shape
     if steps == 0:
         return
-    block = min(triton.next_power_of_2(max(size, 1)), _TILE)
-    rows = _TILE // block
+    block = min(triton.next_power_of_2(max(size, 1)), _TILE // 2)
+    rows = max(_TILE * 4 // (block * max(mean.element_size(), 4)), 1)
     edge = 1.0 - torch.finfo(mean.dtype).eps
     inputs: list[Tensor | int | None] = []
     for tensor in (actions, mean, log_std, of_mean, of_log_std):

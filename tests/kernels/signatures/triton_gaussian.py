@@ -25,7 +25,10 @@ BUILDS = {
         _build(element, left_out, squash and "actions" not in left_out, rows, block)
         for element in ("fp32", "fp64", "bf16")
         for left_out in _LEFT_OUT.values()
-        for squash, rows, block in ((True, 128, 8), (False, 1, 1024))
+        for squash, rows, block in (
+            (True, 64 if element == "fp64" else 128, 8),
+            (False, 1 if element == "fp64" else 2, 512),
+        )
     ]
     + [_build("fp16", (), True, 128, 8)]
 }
