@@ -133,20 +133,19 @@ class TritonChunk:
             start = end + bias.numel()
         return views
 
-    def _push(self, v: Tensor, *, bends: bool) -> tuple[Tensor, list[Tensor | None], list[Tensor]]:
-        """The outputs' tangent (T, k), and the tangents of each layer's inputs with φ″(z) ż of the layers before them."""
-        tangent: Tensor | None = None
-        tangents, bent = [tangent], []
+    def _push(self, v: Tensor, *, bends: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The outputs' tangent (T, k), and of each hidden layer ȧ and φ″(z) ż."""
+        tangents: list[Tensor] = []
+        bent: list[Tensor] = []
         directions = self._split(self._input(v))
         for number, (inputs, (along_weight, along_bias)) in enumerate(zip(self._inputs, directions, strict=True)):
             weight = self._weights[number][0]
             dot = torch.addmm(along_bias, inputs, along_weight.view_as(weight).T)
-            if tangent is not None:
-                dot.addmm_(tangent, weight.T)
+            if tangents:
+                dot.addmm_(tangents[-1], weight.T)
             if number == len(self._kept):
                 return dot, tangents, bent
-            tangent = self._between.push(self._kept[number], dot, self._mlp.activation, bends=bends)
-            tangents.append(tangent)
+            tangents.append(self._between.push(self._kept[number], dot, self._mlp.activation, bends=bends))
             bent.append(dot)
         raise AssertionError("a network has at least one layer")
 
@@ -175,7 +174,9 @@ class TritonChunk:
         if scores is not None:
             sums = discounted_returns(scores * prefix_sum(along, self._offsets), 1.0, self._offsets)
             of_scores = self._head.gradient(sums)
-            moved = _Pulled(*(None if a is None else a + b for a, b in zip(moved, of_scores, strict=True)))  # type: ignore[arg-type]
+            moved.outputs.add_(of_scores.outputs)
+            if moved.log_std is not None and of_scores.log_std is not None:
+                moved.log_std.add_(of_scores.log_std)
         out = self._empty()
         if hessian is None:
             self._pull(moved, out)
@@ -192,7 +193,7 @@ class TritonChunk:
             torch.sum(delta_dot, 0, out=of_bias)
             if not number:
                 break
-            of_weight.addmm_(delta.T, tangents[number])
+            of_weight.addmm_(delta.T, tangents[number - 1])
             delta_dot = torch.mm(delta_dot, weight).addmm_(delta, directions[number][0].view_as(weight))
             delta = torch.mm(delta, weight)
             self._between.pull(self._kept[number - 1], delta, delta_dot, bent[number - 1], self._mlp.activation)
@@ -227,51 +228,51 @@ class _Gaussian:
     """Derivatives by the means and, with log_std="state", by what is rescaled to the log standard deviations."""
 
     def __init__(self, mlp: MlpPolicy, outputs: Tensor, log_std: Tensor | None, actions: Tensor) -> None:
-        self._kernels: Any = importlib.import_module("parl_core.kernels.triton_gaussian")
-        self._head = mlp.head
+        self._launch: Any = importlib.import_module("parl_core.kernels.triton_gaussian").launch
+        self._head, self._like = mlp.head, outputs
         if log_std is None:
-            mean, raw = outputs.chunk(2, dim=-1)
-            low, high = LOG_STD_BOUNDS
-            rising = torch.tanh(raw)
-            log_std = low + 0.5 * (high - low) * (rising + 1.0)
-            self._slope = 0.5 * (high - low) * (1.0 - rising * rising)
-            self._bend = -2.0 * rising * self._slope
+            mean, log_std = outputs.chunk(2, dim=-1)
         else:
             mean, log_std = outputs, log_std.detach().expand_as(outputs)
-        self._state = actions.contiguous(), mean, log_std, mlp.squash
-        self.log_prob = self._kernels.log_prob(*self._state)
+        self._state = plain(actions), mean, log_std, mlp.squash
+        self._bounds = LOG_STD_BOUNDS if mlp.head == "state" else None
+        self.log_prob = outputs.new_empty(len(outputs))
+        self._launch(*self._state, bounds=self._bounds, value=self.log_prob)
 
     def gradient(self, w: Tensor) -> _Pulled:
-        by_mean, by_log_std = self._kernels.gradient(*self._state, w)
-        return self._pulled(by_mean, by_log_std)
+        pulled, cotangents = self._cotangents()
+        self._launch(*self._state, bounds=self._bounds, weights=w, **cotangents)
+        return pulled
 
     def along(self, tangent: Tensor, free: Tensor) -> Tensor:
-        return self._kernels.along(*self._state, *self._tangents(tangent, free))
+        along = self._like.new_empty(len(self._like))
+        self._launch(*self._state, bounds=self._bounds, value=along, **self._tangents(tangent, free))
+        return along
 
     def second_order(
         self, tangent: Tensor, free: Tensor, hessian: Tensor | None, fisher: Tensor | None
     ) -> tuple[Tensor, _Pulled]:
-        of_mean, of_log_std = tangents = self._tangents(tangent, free)
-        w = torch.zeros_like(self.log_prob) if hessian is None else hessian
-        along, by_mean, by_log_std = self._kernels.second_order(*self._state, *tangents, w)
-        if fisher is not None:
-            by_mean = by_mean + fisher[:, None] * of_mean * torch.exp(-2.0 * self._state[2])
-            by_log_std = by_log_std + 2.0 * fisher[:, None] * of_log_std
-        pulled = self._pulled(by_mean, by_log_std)
-        if self._head == "state" and hessian is not None:
-            bent = self._kernels.gradient(*self._state, w)[1] * self._bend * tangent.chunk(2, dim=-1)[1]
-            size = bent.shape[1]
-            pulled.outputs[:, size:] += bent
+        along = self._like.new_empty(len(self._like))
+        pulled, cotangents = self._cotangents()
+        tangents = self._tangents(tangent, free)
+        self._launch(
+            *self._state, bounds=self._bounds, weights=hessian, fisher=fisher, value=along, **tangents, **cotangents
+        )
         return along, pulled
 
-    def _tangents(self, tangent: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the means and the log standard deviations (T, da)."""
+    def _tangents(self, tangent: Tensor, free: Tensor) -> dict[str, Tensor | None]:
         if self._head == "state":
-            of_mean, of_raw = tangent.chunk(2, dim=-1)
-            return of_mean, self._slope * of_raw
-        return tangent, free.expand_as(tangent) if self._head == "global" else torch.zeros_like(tangent)
+            of_mean, of_log_std = tangent.chunk(2, dim=-1)
+            return {"of_mean": of_mean, "of_log_std": of_log_std}
+        return {"of_mean": tangent, "of_log_std": free.expand_as(tangent) if self._head == "global" else None}
 
-    def _pulled(self, by_mean: Tensor, by_log_std: Tensor) -> _Pulled:
+    def _cotangents(self) -> tuple[_Pulled, dict[str, Tensor]]:
+        """Memory for them, as it is handed on and as kernels write it."""
+        outputs = torch.empty_like(self._like)
         if self._head == "state":
-            return _Pulled(torch.cat((by_mean, by_log_std * self._slope), dim=-1))
-        return _Pulled(by_mean, by_log_std if self._head == "global" else None)
+            by_mean, by_log_std = outputs.chunk(2, dim=-1)
+            return _Pulled(outputs), {"by_mean": by_mean, "by_log_std": by_log_std}
+        if self._head == "fixed":
+            return _Pulled(outputs), {"by_mean": outputs}
+        by_log_std = torch.empty_like(outputs)
+        return _Pulled(outputs, by_log_std), {"by_mean": outputs, "by_log_std": by_log_std}

@@ -2,33 +2,46 @@
 
 from tests.kernels.offline import Build
 
-_TENSORS = ("actions", "mean", "log_std", "of_mean", "of_log_std", "weights", "value", "by_mean", "by_log_std")
-_STRIDES = ("actions_stride", "mean_stride", "log_std_stride", "of_mean_stride", "of_log_std_stride")
+_TENSORS = (
+    "actions",
+    "mean",
+    "log_std",
+    "of_mean",
+    "of_log_std",
+    "weights",
+    "fisher",
+    "value",
+    "by_mean",
+    "by_log_std",
+)
+_STRIDED = ("actions", "mean", "log_std", "of_mean", "of_log_std", "by_mean", "by_log_std")
+_FIRST_ORDER = ("of_mean", "of_log_std", "fisher")
 _LEFT_OUT = {
-    "value": ("of_mean", "of_log_std", "weights", "by_mean", "by_log_std"),
-    "gradient": ("of_mean", "of_log_std", "value"),
-    "along": ("weights", "by_mean", "by_log_std"),
-    "second order": (),
-    "second order without actions": ("actions",),
+    "value": (*_FIRST_ORDER, "weights", "by_mean", "by_log_std"),
+    "gradient": (*_FIRST_ORDER, "value"),
+    "along": ("fisher", "weights", "by_mean", "by_log_std"),
+    "second order": ("fisher",),
+    "second order without actions": ("actions", "fisher"),
+    "Hessian and Fisher": (),
+    "Fisher, fixed deviations": ("weights", "of_log_std", "by_log_std"),
 }
 
 
-def _build(element, left_out, squash, rows, block):
+def _build(element, left_out, squash, bounded, rows, block):
     types = {name: f"*{element}" for name in _TENSORS if name not in left_out}
-    sizes = {**dict.fromkeys(_STRIDES, "i64"), "num_steps": "i32", "size": "i32", "edge": "fp64"}
-    constants = {**dict.fromkeys(left_out), "SQUASH": squash, "ROWS": rows, "BLOCK": block}
-    return Build(types | sizes, constants, num_warps=4)
+    sizes = dict.fromkeys((f"{name}_stride" for name in _STRIDED), "i64") | {"num_steps": "i32", "size": "i32"}
+    numbers = dict.fromkeys(("edge", "low", "high"), "fp64")
+    constants = {"SQUASH": squash, "BOUNDED": bounded, "ROWS": rows, "BLOCK": block}
+    return Build(types | sizes | numbers, dict.fromkeys(left_out) | constants, num_warps=4)
 
 
 BUILDS = {
     "_gaussian_kernel": [
-        _build(element, left_out, squash and "actions" not in left_out, rows, block)
+        _build(element, left_out, "actions" not in left_out, bounded, (32 if element == "fp64" else 64), 8)
         for element in ("fp32", "fp64", "bf16")
         for left_out in _LEFT_OUT.values()
-        for squash, rows, block in (
-            (True, 64 if element == "fp64" else 128, 8),
-            (False, 1 if element == "fp64" else 2, 512),
-        )
+        for bounded in ((False,) if element == "bf16" or "of_log_std" in left_out[3:] else (False, True))
     ]
-    + [_build("fp16", (), True, 128, 8)]
+    + [_build("fp32", (), True, True, 2, 256), _build("fp64", (), True, True, 1, 256)]
+    + [_build("fp16", ("fisher",), True, False, 64, 8)]
 }
