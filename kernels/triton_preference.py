@@ -131,10 +131,12 @@ def preference_loss(
         first_steps, first_length = _layout(first, first_offsets)
         second_steps, second_length = _layout(second, second_offsets)
         sizes, row = _sizes(max(first_steps, second_steps), pairs, first.dtype)
-        preference_kernel[lambda meta: (triton.cdiv(pairs, meta["SIZE"] // row), members.numel())](
-            first, first_offsets, second, second_offsets, labels, losses, logits, in_order.view(torch.int8), first_steps,
-            first_length, second_steps, second_length, pairs if labels.dim() == 2 else 0, pairs, **sizes,
-        )  # fmt: skip
+        grid = members.numel()
+        with torch.cuda.device_of(first):
+            preference_kernel[lambda meta: (triton.cdiv(pairs, meta["SIZE"] // row), grid)](
+                first, first_offsets, second, second_offsets, labels, losses, logits, in_order.view(torch.int8),
+                first_steps, first_length, second_steps, second_length, pairs if labels.dim() == 2 else 0, pairs, **sizes,
+            )  # fmt: skip
     return losses, logits, in_order.sum(-1)
 
 
@@ -146,7 +148,8 @@ def spread(slopes: Tensor, rewards: Tensor, offsets: Tensor | None) -> Tensor:
         steps, length = _layout(rewards, offsets)
         sizes, row = _sizes(steps, pairs, rewards.dtype)
         grid = slopes.shape[:-1].numel()
-        spread_kernel[lambda meta: (triton.cdiv(pairs, meta["SIZE"] // row), grid)](
-            out, slopes, offsets, steps, length, pairs, **sizes
-        )
+        with torch.cuda.device_of(out):
+            spread_kernel[lambda meta: (triton.cdiv(pairs, meta["SIZE"] // row), grid)](
+                out, slopes, offsets, steps, length, pairs, **sizes
+            )
     return out

@@ -285,7 +285,7 @@ def _launch(
     assert like is not None
     steps = like.numel()
     count = offsets.numel() - 1 if offsets is not None else like.shape[0] if like.dim() == 2 else 1
-    if steps == 0:
+    if steps == 0 or count == 0:
         return
     shape = (offsets, steps, like.shape[-1], count)
     numbers = {**numbers, "scale": min(max(steps.bit_length() - 16, 0) // 4, 3), "REVERSE": reverse, **LAUNCH}
@@ -294,19 +294,21 @@ def _launch(
     if count > _SIZES.few or average < _SIZES.long:
         block = min(max(triton.next_power_of_2(average), 16), most)
         row = block * accumulated.itemsize
-        kernel[lambda meta: (triton.cdiv(count, meta["SIZE"] // row),)](
-            *tensors, None, None, None, *shape, **numbers, PHASE=WHOLE.value, BLOCK=block, CHUNK=0, NUMBERS=0
-        )
+        with torch.cuda.device_of(like):
+            kernel[lambda meta: (triton.cdiv(count, meta["SIZE"] // row),)](
+                *tensors, None, None, None, *shape, **numbers, PHASE=WHOLE.value, BLOCK=block, CHUNK=0, NUMBERS=0
+            )
         return
     chunk = _SIZES.chunk * triton.cdiv(steps, _SIZES.chunk * _SIZES.most_chunks)
     grid = (triton.cdiv(steps, chunk) + count,)
     sums, products, carries = torch.empty(3, grid[0], dtype=accumulated, device=like.device).unbind()
     chunked: dict[str, Any] = {"CHUNK": chunk, "NUMBERS": triton.next_power_of_2(count)}
     numbers |= {"BLOCK": 0, **chunked}
-    kernel[grid](*tensors, sums, products, None, *shape, **numbers, PHASE=SUMMARY.value)
     block = min(most, triton.next_power_of_2(grid[0]))
-    carries_kernel[(count,)](sums, products, carries, *shape, REVERSE=reverse, BLOCK=block, **chunked, **LAUNCH)
-    kernel[grid](*tensors, None, None, carries, *shape, **numbers, PHASE=REST.value)
+    with torch.cuda.device_of(like):
+        kernel[grid](*tensors, sums, products, None, *shape, **numbers, PHASE=SUMMARY.value)
+        carries_kernel[(count,)](sums, products, carries, *shape, REVERSE=reverse, BLOCK=block, **chunked, **LAUNCH)
+        kernel[grid](*tensors, None, None, carries, *shape, **numbers, PHASE=REST.value)
 
 
 def recurrence(values: Tensor, coefficients: Tensor | float, offsets: Tensor | None, reverse: bool) -> Tensor:

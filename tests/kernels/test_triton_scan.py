@@ -7,11 +7,13 @@ import importlib
 
 import pytest
 import torch
+from torch.autograd import gradcheck, gradgradcheck
 
+from parl_core.ops import gae, linear_recurrence, vtrace
 from tests.ops.ragged import offsets_of, random_values
 
 triton_scan = pytest.importorskip("parl_core.kernels.triton_scan")
-recurrence, gae, vtrace = (
+of_recurrence, of_gae, of_vtrace = (
     importlib.import_module(f"parl_core.ops.{name}").reference for name in ("recurrence", "gae", "vtrace")
 )
 
@@ -20,9 +22,9 @@ BLOCK = SIZES.block // 4  # steps of one trajectory in a tile, in float32
 LENGTHS = {
     "around_vectors": [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 0, 31, 33],
     "around_a_block": [BLOCK - 1, BLOCK, BLOCK + 1, 0, 2 * BLOCK, 2 * BLOCK + 1, BLOCK // 2],
-    "one_of_many_blocks": [1, 1, 1, 5 * BLOCK + 3, 2, 0],
+    "one_of_several_blocks": [1, 1, 1, 1, 3 * BLOCK + 3, 2, 0],
     "one_in_chunks": [SIZES.long + SIZES.chunk + 5],
-    "some_in_chunks": [2 * SIZES.chunk, 0, 4 * SIZES.long + 1, 3],
+    "some_in_chunks": [SIZES.chunk, 0, 3 * SIZES.long + 1],
     "chunks_at_an_end": [SIZES.long, 1, 2 * SIZES.long + SIZES.chunk - SIZES.long % SIZES.chunk],
 }
 # Of sums of numbers of size 1 that are discounted, or weighted with numbers below 1: rounding once or thrice at the end, or
@@ -47,22 +49,27 @@ def check(lengths, dtype, device, offsets, given):
     bootstrap = random_values(len(lengths), seed=3).to(dtype)
     for reverse in (False, True):
         found = triton_scan.recurrence(x, c, given, reverse)
-        assert_close(found, recurrence(x64, c64, offsets, reverse), dtype)
+        assert_close(found, of_recurrence(x64, c64, offsets, reverse), dtype)
         found = triton_scan.recurrence(x, 0.97, given, reverse)
-        assert_close(found, recurrence(x64, 0.97, offsets, reverse), dtype)
+        assert_close(found, of_recurrence(x64, 0.97, offsets, reverse), dtype)
     for last in (None, bootstrap):
         last64 = None if last is None else last.double()
         last = None if last is None else last.to(device)
         found = triton_scan.lambda_returns(x, w, last, given, 0.99, 0.9, last is None)
-        assert_close(found, gae(x64, w64, last64, offsets, 0.99, 0.9, last is None), dtype)
-        expected = vtrace(c64, x64, w64, last64, offsets, 0.99, 0.9, 1.0, 1.1)
+        assert_close(found, of_gae(x64, w64, last64, offsets, 0.99, 0.9, last is None), dtype)
+        expected = of_vtrace(c64, x64, w64, last64, offsets, 0.99, 0.9, 1.0, 1.1)
         for one, other in zip(triton_scan.vtrace(c, x, w, last, given, 0.99, 0.9, 1.0, 1.1), expected, strict=True):
             assert_close(one, other, dtype)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
-def test_every_scan_is_the_reference(device, poisoned_memory, lengths, dtype):
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.float32) for name in LENGTHS]
+    + [(name, torch.float64) for name in ("around_a_block", "one_in_chunks")]
+    + [("around_vectors", torch.bfloat16), ("one_in_chunks", torch.bfloat16), ("around_vectors", torch.float16)],
+)
+def test_every_scan_is_the_reference(device, poisoned_memory, name, dtype):
+    lengths = LENGTHS[name]
     offsets = offsets_of(lengths)
     check(lengths, dtype, device, offsets, offsets.to(device))
 
@@ -73,11 +80,11 @@ def test_rows(device, poisoned_memory, shape):
     c = c.tanh()
     for reverse in (False, True):
         found = triton_scan.recurrence(x.to(device), c.to(device), None, reverse)
-        assert_close(found, recurrence(x.double(), c.double(), None, reverse), torch.float32)
+        assert_close(found, of_recurrence(x.double(), c.double(), None, reverse), torch.float32)
     bootstrap = x[:, :1].sum(-1)
     for one, other in zip(
         triton_scan.vtrace(c.to(device), x.to(device), x.to(device), bootstrap.to(device), None, 0.9, 0.8, 1.0, 1.0),
-        vtrace(c.double(), x.double(), x.double(), bootstrap.double(), None, 0.9, 0.8, 1.0, 1.0),
+        of_vtrace(c.double(), x.double(), x.double(), bootstrap.double(), None, 0.9, 0.8, 1.0, 1.0),
         strict=True,
     ):
         assert_close(one, other, torch.float32)
@@ -111,14 +118,35 @@ def test_nan_goes_through_chunks_and_no_further(device, at):
         assert torch.equal(found.isnan(), before)
 
 
-def test_products_of_chunks_may_leave_the_range(device):
-    """c is 1e20 and every 16th is 0: the recurrence stays in range, products of c within a chunk do not."""
-    x = torch.ones(SIZES.long + 1)
-    c = torch.full_like(x, 1e20)
-    c[1::2] = 0.0
-    for reverse in (False, True):
-        found = triton_scan.recurrence(x.to(device), c.to(device), None, reverse)
-        assert_close(found / 1e20, recurrence(x.double(), c.double(), None, reverse) / 1e20, torch.float32)
+@pytest.mark.parametrize("at", [SIZES.chunk - 1, SIZES.chunk, SIZES.chunk + 1, SIZES.long])
+def test_products_in_chunks_may_leave_the_range(device, at):
+    """The recurrence goes 0, 1, 1e20, 0, …; products of c are beyond float32, and meet a carry of 0 and a c of 0."""
+    x, c = torch.zeros(2 * SIZES.long), torch.full((2 * SIZES.long,), 1e20)
+    x[at], c[at + 1], c[at - 2] = 1.0, 0.0, 0.0
+    for reverse, after in ((False, at + 1), (True, at - 1)):
+        expected = torch.zeros_like(x)
+        expected[at], expected[after] = 1.0, 1e20
+        assert torch.equal(triton_scan.recurrence(x.to(device), c.to(device), None, reverse).cpu(), expected)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_derivatives(device, reverse):
+    """They are recurrences again; the rest of their tests has no backend of its own."""
+    offsets = torch.tensor([0, 2, 2, 5], device=device)
+    inputs = [random_values(5, seed=seed).to(device).requires_grad_() for seed in (0, 1)]
+
+    def scan(x, c):
+        return linear_recurrence(x, c, offsets, reverse=reverse, backend="triton")
+
+    assert gradcheck(scan, inputs, check_forward_ad=True)
+    assert gradgradcheck(scan, inputs)
+    for function in (
+        lambda r, v: gae(r, v, 0.9, 0.8, offsets, backend="triton"),
+        lambda r, v: vtrace(r.tanh(), r, v, 0.9, offsets, backend="triton").advantages,
+    ):
+        followed = function(*inputs)
+        assert followed.requires_grad
+        torch.testing.assert_close(followed.detach(), function(*(x.detach() for x in inputs)), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.gpu

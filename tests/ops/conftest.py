@@ -2,17 +2,16 @@
 
 import pytest
 
-from parl_core.ops import available_backends
 from tests.kernels import interpreter
+from tests.ops.ragged import skip_unless_here
 
 interpreter.install()
 
 
-@pytest.fixture(params=["reference", "numba", "cpp", "triton"])
+@pytest.fixture(params=["reference", "numba", "cpp"])
 def backend(request):
-    """Every backend, where it is available."""
-    if request.param not in available_backends():
-        pytest.skip(f"backend {request.param} is unavailable")
+    """Every backend made for the CPU, where it is available."""
+    skip_unless_here(request.param)
     return request.param
 
 
@@ -20,8 +19,7 @@ def backend(request):
 def kernel(request):
     """Every backend, cpp in each instruction set of this machine."""
     if request.param in ("reference", "numba", "triton"):
-        if request.param not in available_backends():
-            pytest.skip(f"backend {request.param} is unavailable")
+        skip_unless_here(request.param)
         yield request.param
         return
     native = pytest.importorskip("parl_core._native")
