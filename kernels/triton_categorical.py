@@ -16,6 +16,8 @@ logits is a probability of 0. Sums are taken in float32, of float64 in float64.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -58,10 +60,11 @@ def gradient(logits: Tensor, logsumexp: Tensor, actions: Tensor | None, weights:
     num_rows, num_columns = logits.shape
     block = min(triton.next_power_of_2(num_columns), _TILE)
     rows = _TILE // block
-    _gradient_kernel[(triton.cdiv(num_rows, rows) * triton.cdiv(num_columns, block),)](
-        logits, logits.stride(0), logsumexp, actions, weights, out, num_rows, num_columns,
-        ROWS=rows, BLOCK=block, num_warps=8, **LAUNCH,
-    )  # fmt: skip
+    with torch.cuda.device_of(logits):
+        _gradient_kernel[(triton.cdiv(num_rows, rows) * triton.cdiv(num_columns, block),)](
+            logits, logits.stride(0), logsumexp, actions, weights, out, num_rows, num_columns,
+            ROWS=rows, BLOCK=block, num_warps=8, **LAUNCH,
+        )  # fmt: skip
     return out
 
 
@@ -83,6 +86,14 @@ def _reduce(
         tangent = _dense_columns(tangent)
     inputs = logits, logits.stride(0), tangent, 0 if tangent is None else tangent.stride(0), actions, scale
     outputs = value, logsumexp, image
+    with torch.cuda.device_of(logits):
+        _launch(inputs, outputs, num_rows, num_columns)
+    return value
+
+
+def _launch(inputs: tuple[Any, ...], outputs: tuple[Any, ...], num_rows: int, num_columns: int) -> None:
+    """Choose by the shape alone how rows go to programs."""
+    logits, image = inputs[0], outputs[2]
     if num_columns <= _SHORT_ROW:
         block = triton.next_power_of_2(max(num_columns, 1))
         rows = max(_TILE * 4 // (block * max(logits.element_size(), 4)), 1)
@@ -90,22 +101,21 @@ def _reduce(
             *inputs, *outputs, num_rows, num_columns,
             ROWS=rows, BLOCK=block, num_warps=32 if block > _TILE else 8, **LAUNCH,
         )  # fmt: skip
-        return value
+        return
     group = 16 // logits.element_size()  # what a thread loads at once
     parts = min(triton.cdiv(_PROGRAMS, num_rows), triton.cdiv(num_columns, _SHORTEST_PART))
     if parts == 1:
         _long_row_kernel[(num_rows,)](*inputs, *outputs, num_columns, GROUP=group, **LAUNCH)
-        return value
+        return
     part = triton.cdiv(triton.cdiv(num_columns, parts), _SHORTEST_PART) * _SHORTEST_PART
     parts = triton.cdiv(num_columns, part)
-    sums = torch.empty(3, num_rows, parts, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
-    _part_kernel[(num_rows * parts,)](*inputs[:4], sums, num_rows, parts, part, num_columns, GROUP=group, **LAUNCH)
+    sums = torch.empty(num_rows, 3, parts, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
+    _part_kernel[(num_rows * parts,)](*inputs[:4], sums, parts, part, num_columns, GROUP=group, **LAUNCH)
     blocks = 1 if image is None else triton.cdiv(num_columns, _TILE)
     _merge_kernel[(num_rows * blocks,)](
-        *inputs, *outputs, sums, num_rows, parts, num_columns, blocks,
+        *inputs, *outputs, sums, parts, num_columns, blocks,
         PARTS=triton.next_power_of_2(parts), BLOCK=_TILE, num_warps=8, **LAUNCH,
     )  # fmt: skip
-    return value
 
 
 def _dense_columns(tensor: Tensor) -> Tensor:
@@ -181,10 +191,10 @@ def _long_row_kernel(
 @autotune(_CONFIGS, key=["num_columns"])
 @triton.jit
 def _part_kernel(
-    logits, logits_stride, tangent, tangent_stride, sums, num_rows, parts, part_length, num_columns,
+    logits, logits_stride, tangent, tangent_stride, sums, parts, part_length, num_columns,
     GROUP: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """The sums of one part of a row: sums (3, T, parts) are its maximum m, Σ e^{x − m} and Σ e^{x − m} t."""
+    """The sums of one part of a row: sums (T, 3, parts) are its maximum m, Σ e^{x − m} and Σ e^{x − m} t."""
     number = program(0)
     row = number // parts
     begin = (number % parts).to(tl.int32) * part_length
@@ -192,15 +202,15 @@ def _part_kernel(
     t_row = None if tangent is None else tangent + row * tangent_stride
     peak, total, weighted = _sweep(logits + row * logits_stride, t_row, begin, end, LANES, GROUP)
     shift, total, weighted = _merge(peak, total, weighted)
-    each = num_rows.to(tl.int64) * parts
-    tl.store(sums + number, shift)
-    tl.store(sums + each + number, total)
-    tl.store(sums + 2 * each + number, weighted)
+    place = sums + row * 3 * parts + number % parts
+    tl.store(place, shift)
+    tl.store(place + parts, total)
+    tl.store(place + 2 * parts, weighted)
 
 
 @triton.jit
 def _merge_kernel(
-    logits, logits_stride, tangent, tangent_stride, actions, scale, value, logsumexp, image, sums, num_rows, parts,
+    logits, logits_stride, tangent, tangent_stride, actions, scale, value, logsumexp, image, sums, parts,
     num_columns, blocks, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Merge the parts of a row, and write one block of its Fisher product; the first block's program writes the rest."""
@@ -208,11 +218,10 @@ def _merge_kernel(
     row = number // blocks
     block = (number % blocks).to(tl.int32)
     part = tl.arange(0, PARTS)
-    each = num_rows.to(tl.int64) * parts
-    place = sums + row * parts + part
+    place = sums + row * 3 * parts + part
     peak = tl.load(place, mask=part < parts, other=float("-inf"))
-    total = tl.load(place + each, mask=part < parts, other=0.0)
-    weighted = tl.load(place + 2 * each, mask=part < parts, other=0.0)
+    total = tl.load(place + parts, mask=part < parts, other=0.0)
+    weighted = tl.load(place + 2 * parts, mask=part < parts, other=0.0)
     shift, total, weighted = _merge(peak, total, weighted)
     x_row = logits + row * logits_stride
     if tangent is None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from .triton_common import LAUNCH, accumulator, number, program
 from .triton_mlp import tanh
 
-_TILE = 512  # elements for 128 threads, half as many of float64
+_TILE = 256  # elements for 128 threads, half as many of float64
 
 
 def log_prob(actions: Tensor | None, mean: Tensor, log_std: Tensor, squash: bool) -> Tensor:
@@ -103,11 +103,12 @@ def launch(
         inputs += [dense, 0 if dense is None else dense.stride(0)]
     outputs = (by_mean, 0 if by_mean is None else by_mean.stride(0), by_log_std)
     log_std_stride = 0 if by_log_std is None else by_log_std.stride(0)
-    _gaussian_kernel[(triton.cdiv(steps, rows),)](
-        *inputs, weights, fisher, value, *outputs, log_std_stride, steps, size,
-        1.0 - torch.finfo(mean.dtype).eps, low, high,
-        SQUASH=squash, BOUNDED=bounds is not None, ROWS=rows, BLOCK=block, num_warps=4, **LAUNCH,
-    )  # fmt: skip
+    with torch.cuda.device_of(mean):
+        _gaussian_kernel[(triton.cdiv(steps, rows),)](
+            *inputs, weights, fisher, value, *outputs, log_std_stride, steps, size,
+            1.0 - torch.finfo(mean.dtype).eps, low, high,
+            SQUASH=squash, BOUNDED=bounds is not None, ROWS=rows, BLOCK=block, num_warps=4, **LAUNCH,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -11,6 +11,8 @@ The derivatives follow from a for tanh and ReLU, and from z for SiLU: that one i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -24,32 +26,28 @@ _BLOCK = 1024  # elements of 128 threads: two loads of 16 bytes each
 def activate(z: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     """a, and what is to be kept of the layer."""
     a = torch.empty_like(z) if activation == "silu" else z
-    if z.numel():
-        _activate_kernel[_grid(z)](z, a, z.numel(), KIND=activation, BLOCK=_BLOCK, num_warps=4, **LAUNCH)
+    _launch(_activate_kernel, activation, z, a)
     return a, z
 
 
 def push(kept: Tensor, tangent: Tensor, activation: str, *, bends: bool) -> Tensor:
     """ȧ from ż, which with `bends` becomes φ″(z) ż, and otherwise ȧ itself."""
     out = torch.empty_like(tangent) if bends else tangent
-    bent = tangent if bends else None
-    if kept.numel():
-        _push_kernel[_grid(kept)](
-            kept, tangent, out, bent, kept.numel(), KIND=activation, BLOCK=_BLOCK, num_warps=4, **LAUNCH
-        )
+    _launch(_push_kernel, activation, kept, tangent, out, tangent if bends else None)
     return out
 
 
 def pull(kept: Tensor, cotangent: Tensor | None, moved: Tensor | None, bent: Tensor | None, activation: str) -> None:
-    """δ in place of g = `cotangent`, and δ̇ in place of ġ = `moved`; either may be missing, and `bent` with g."""
-    if kept.numel():
-        _pull_kernel[_grid(kept)](
-            kept, cotangent, moved, bent, kept.numel(), KIND=activation, BLOCK=_BLOCK, num_warps=4, **LAUNCH
-        )
+    """δ in place of g = `cotangent`, and δ̇ in place of ġ = `moved`; either may be missing, and `bent` with ġ or g."""
+    _launch(_pull_kernel, activation, kept, cotangent, moved, bent)
 
 
-def _grid(tensor: Tensor) -> tuple[int]:
-    return (triton.cdiv(tensor.numel(), _BLOCK),)
+def _launch(kernel: Any, activation: str, first: Tensor, *rest: Tensor | None) -> None:
+    count = first.numel()
+    if count:
+        with torch.cuda.device_of(first):
+            grid = (triton.cdiv(count, _BLOCK),)
+            kernel[grid](first, *rest, count, KIND=activation, BLOCK=_BLOCK, num_warps=4, **LAUNCH)
 
 
 @triton.jit

@@ -27,7 +27,7 @@ def _add(kernel, arguments, element, constants, num_warps):
 
 
 _ROWS = "logits logits_stride tangent tangent_stride actions scale value logsumexp image"
-_PARTS = "logits logits_stride tangent tangent_stride sums num_rows parts part_length num_columns"
+_PARTS = "logits logits_stride tangent tangent_stride sums parts part_length num_columns"
 _GRADIENT = "logits logits_stride logsumexp actions weights out num_rows num_columns"
 _ALL = (_VALUE, _ALONG, _FISHER, _FISHER_ALONE)
 for _element, _group, _every in (
@@ -47,6 +47,18 @@ for _element, _group, _every in (
                 _constants = {name: value for name, value in _constants.items() if name.isupper() or "tangent" in name}
                 _add("_part_kernel", _PARTS, _element, _constants, _warps)
         _constants = {**_asked, "PARTS": 64, "BLOCK": 4096}
-        _add("_merge_kernel", f"{_ROWS} sums num_rows parts num_columns blocks", _element, _constants, 8)
+        _add("_merge_kernel", f"{_ROWS} sums parts num_columns blocks", _element, _constants, 8)
     for _left_out, _rows, _block in (({}, 1, 4096), ({"actions": None}, 64, 64)):
         _add("_gradient_kernel", _GRADIENT, _element, {**_left_out, "ROWS": _rows, "BLOCK": _block}, 8)
+
+# Triton compiles sizes and strides of 1 in as constants.
+_ONES = {"num_rows": 1, "num_columns": 1, "logits_stride": 1}
+_add("_short_rows_kernel", f"{_ROWS} num_rows num_columns", "fp32", {**_FISHER, **_ONES, "ROWS": 4096, "BLOCK": 1}, 8)
+_add("_gradient_kernel", _GRADIENT, "fp32", {**_ONES, "ROWS": 4096, "BLOCK": 1}, 8)
+_add(
+    "_merge_kernel",
+    f"{_ROWS} sums parts num_columns blocks",
+    "fp32",
+    {**_VALUE, "blocks": 1, "PARTS": 2, "BLOCK": 4096},
+    8,
+)
