@@ -17,8 +17,8 @@ def _add(kernel, arguments, element, constants, num_warps):
         "actions": "*i64",
         "logsumexp": sums,
         "sums": sums,
-        "logits_stride": "i64",
-        "tangent_stride": "i64",
+        "logits_stride": "i32",
+        "tangent_stride": "i32",
     }
     given = {name: types.get(name, f"*{element}") for name in arguments.split() if name not in constants}
     names = arguments.split()

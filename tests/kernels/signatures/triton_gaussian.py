@@ -29,7 +29,7 @@ _LEFT_OUT = {
 
 def _build(element, left_out, squash, bounded, rows, block):
     types = {name: f"*{element}" for name in _TENSORS if name not in left_out}
-    sizes = dict.fromkeys((f"{name}_stride" for name in _STRIDED), "i64") | {"num_steps": "i32", "size": "i32"}
+    sizes = dict.fromkeys((f"{name}_stride" for name in _STRIDED), "i32") | {"num_steps": "i32", "size": "i32"}
     numbers = dict.fromkeys(("edge", "low", "high"), "fp64")
     constants = {"SQUASH": squash, "BOUNDED": bounded, "ROWS": rows, "BLOCK": block}
     return Build(types | sizes | numbers, dict.fromkeys(left_out) | constants, num_warps=4)
