@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import BackendError, discounted_returns, prefix_sum
-from ..ops.accelerators import cuda_devices
+from ..ops.accelerators import cuda_devices, triton_devices
 from ..ops.registry import Op
 from ..ops.segments import ON_CPU, SINGLE_AND_DOUBLE
 from ..trajectories import Trajectories, require_finite
@@ -27,6 +27,7 @@ from .cuda_linearize import cuda_chunk
 from .flat import differentiating, without_autocast
 from .modules import Chunk, check_chunk_steps, check_policy_inputs, chunks, gather_steps
 from .native_linearize import MlpPolicy, NativeChunk, check_mlp_steps, mlp_policy
+from .triton_linearize import TritonChunk
 
 
 class Costs(NamedTuple):
@@ -53,9 +54,11 @@ _CHUNKED_NATIVE = Costs(vjp=3 / 3, jvp=3 / 3, jvp_and_hvp=8 / 3, fisher_vp=5 / 3
 _OP = Op("linearize", ChunkGraphs)
 _OP.register("cpp", lambda: NativeChunk, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
 _OP.register("cuda", cuda_chunk, device_types=cuda_devices(), dtypes=SINGLE_AND_DOUBLE)
+_OP.register("triton", lambda: TritonChunk, device_types=triton_devices(), dtypes=SINGLE_AND_DOUBLE)
 
 
-Products = ChunkGraphs | NativeChunk
+KernelChunk = NativeChunk | TritonChunk
+Products = ChunkGraphs | KernelChunk
 
 
 def linearize(policy: nn.Module, trajectories: Trajectories, *, chunk_steps: int | None = None) -> Linearization:
@@ -282,9 +285,9 @@ class Linearization:
         kind, mlp = self._kernels
         return kind(self._policy, chunk, mlp)
 
-    def _kept_native(self) -> NativeChunk | None:
+    def _kept_native(self) -> KernelChunk | None:
         """The kernels that hold all steps."""
-        if self._kept and isinstance(self._kept[0][1], NativeChunk):
+        if self._kept and isinstance(self._kept[0][1], KernelChunk):
             return self._kept[0][1]
         return None
 
@@ -318,12 +321,12 @@ class Linearization:
             raise ValueError(f"{name} must have shape (T,) = {tuple(self._log_prob.shape)}, got {tuple(tensor.shape)}")
 
 
-def _kernels_for(policy: CapturedPolicy, trajectories: Trajectories) -> tuple[type[NativeChunk], MlpPolicy] | None:
+def _kernels_for(policy: CapturedPolicy, trajectories: Trajectories) -> tuple[type[KernelChunk], MlpPolicy] | None:
     """Who computes chunks, and the policy as it is taken there; None if autograd is asked for, or must do it."""
     backend = _OP.select(policy.params[0], None)
     if backend == "reference":
         return None
-    kind: type[NativeChunk] = _OP.kernel(backend)  # type: ignore[assignment]
+    kind: type[KernelChunk] = _OP.kernel(backend)  # type: ignore[assignment]
     try:
         mlp = mlp_policy(policy)
         check_mlp_steps(mlp, policy.params[0].dtype, trajectories)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.gaussian_log_prob import gaussian_log_prob, log_tanh_slope
 from .categorical import categorical_fisher, categorical_log_prob
 from .mlp import mlp
 from .tokens import TokenPolicy
@@ -82,13 +83,7 @@ class GaussianPolicy(nn.Module):
     def params_log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
         """(T, 2·da), (T, da) -> (T,)."""
         mean, log_std = params.chunk(2, dim=-1)
-        if actions.shape != mean.shape:
-            raise ValueError(f"actions must have shape (T, da) = {tuple(mean.shape)}, got {tuple(actions.shape)}")
-        if not self.squash:
-            return _gaussian_log_prob(actions, mean, log_std)
-        edge = 1.0 - torch.finfo(mean.dtype).eps
-        unsquashed = torch.atanh(actions.clamp(-edge, edge))
-        return _gaussian_log_prob(unsquashed, mean, log_std) - _log_tanh_slope(unsquashed).sum(-1)
+        return gaussian_log_prob(actions, mean, log_std, squash=self.squash)
 
     def params_fisher(self, params: Tensor, tangent: Tensor) -> Tensor:
         """The Fisher matrix of (mean, log std), diag(1/σ², 2), times `tangent`; squashing does not change it."""
@@ -108,7 +103,7 @@ class GaussianPolicy(nn.Module):
         log_prob = (-0.5 * (noise * noise + math.log(2 * math.pi)) - log_std).sum(-1)
         if not self.squash:
             return unsquashed, log_prob
-        return torch.tanh(unsquashed), log_prob - _log_tanh_slope(unsquashed).sum(-1)
+        return torch.tanh(unsquashed), log_prob - log_tanh_slope(unsquashed).sum(-1)
 
     def mode(self, observations: Tensor) -> Tensor:
         """(T, da): the mean action, squashed if the policy is."""
@@ -157,16 +152,6 @@ class CategoricalPolicy(nn.Module):
     def mode(self, observations: Tensor) -> Tensor:
         """(T,) int64: the most probable action."""
         return self.logits(observations).argmax(dim=-1)
-
-
-def _gaussian_log_prob(value: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    standard = (value - mean) * torch.exp(-log_std)
-    return (-0.5 * (standard * standard + math.log(2 * math.pi)) - log_std).sum(-1)
-
-
-def _log_tanh_slope(unsquashed: Tensor) -> Tensor:
-    """log(1 − tanh(u)²), without the cancellation at large |u|."""
-    return 2.0 * (math.log(2.0) - unsquashed - F.softplus(-2.0 * unsquashed))
 
 
 def _check_observations(observations: Tensor, obs_dim: int) -> None:
