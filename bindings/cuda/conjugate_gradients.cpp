@@ -62,23 +62,23 @@ class ConjugateGradients {
         }
     }
 
-    void step(py::handle image, int taken, std::uintptr_t stream) const {
-        const DeviceTensor view = product(image, taken, 1);
+    void step(py::handle image, std::uintptr_t stream) const {
+        const DeviceTensor view = like_rhs(image, "image");
         const OnDevice device(rhs_);
         if (rhs_.dtype == DType::kFloat32) {
-            parl::cuda::cg_step(solve<float>(), view.as<const float>(), taken, stream_of(stream));
+            parl::cuda::cg_step(solve<float>(), view.as<const float>(), stream_of(stream));
         } else {
-            parl::cuda::cg_step(solve<double>(), view.as<const double>(), taken, stream_of(stream));
+            parl::cuda::cg_step(solve<double>(), view.as<const double>(), stream_of(stream));
         }
     }
 
-    void check(py::handle image, int taken, std::uintptr_t stream) const {
-        const DeviceTensor view = product(image, taken, 0);
+    void check(py::handle image, std::uintptr_t stream) const {
+        const DeviceTensor view = like_rhs(image, "image");
         const OnDevice device(rhs_);
         if (rhs_.dtype == DType::kFloat32) {
-            parl::cuda::cg_check(solve<float>(), view.as<const float>(), taken, stream_of(stream));
+            parl::cuda::cg_check(solve<float>(), view.as<const float>(), stream_of(stream));
         } else {
-            parl::cuda::cg_check(solve<double>(), view.as<const double>(), taken, stream_of(stream));
+            parl::cuda::cg_check(solve<double>(), view.as<const double>(), stream_of(stream));
         }
     }
 
@@ -87,14 +87,6 @@ class ConjugateGradients {
         const DeviceTensor view = view_device(tensor, name);
         require_like(view, name, rhs_, "rhs");
         return view;
-    }
-
-    DeviceTensor product(py::handle image, int taken, int least) const {
-        if (taken < least || taken >= history_.size) {
-            throw py::value_error("taken must be " + std::to_string(least) + " to " +
-                                  std::to_string(history_.size - 1) + ", got " + std::to_string(taken));
-        }
-        return like_rhs(image, "image");
     }
 
     template <typename T>
@@ -110,6 +102,7 @@ class ConjugateGradients {
                 partials_.as<double>(),
                 damping_,
                 rtol_,
+                static_cast<int>(history_.size - 1),
                 patience_};
     }
 
@@ -132,9 +125,9 @@ void bind_conjugate_gradients(py::module_& module) {
               py::arg("patience"));
     solve.def("start", &ConjugateGradients::start, py::arg("residual"), py::arg("stream"),
               "Begin at x, whose true residual is given.");
-    solve.def("step", &ConjugateGradients::step, py::arg("image"), py::arg("taken"), py::arg("stream"),
+    solve.def("step", &ConjugateGradients::step, py::arg("image"), py::arg("stream"),
               "One iteration, with the product of the direction.");
-    solve.def("check", &ConjugateGradients::check, py::arg("image"), py::arg("taken"), py::arg("stream"),
+    solve.def("check", &ConjugateGradients::check, py::arg("image"), py::arg("stream"),
               "Look at the true residual, with the product of x.");
     solve.attr("num_reals") = static_cast<int>(parl::cuda::kNumReals);
     solve.attr("num_words") = static_cast<int>(parl::cuda::kNumWords);
