@@ -27,7 +27,7 @@ CURVATURES = {
     "Fisher": parl.Fisher(0.3, damping=20.0),
     "Fisher of steps": parl.Fisher(0.3, damping=50.0, scores="steps"),
     "Fisher of trajectories": parl.Fisher(0.3, damping=50.0, scores="trajectories"),
-    "ScoreHessian": parl.ScoreHessian(temperature=0.1, damping=1e4),
+    "ScoreHessian": parl.ScoreHessian(temperature=1e-4, damping=50.0),
     "LogProbHessian": parl.LogProbHessian(damping=50.0),
 }
 linearizations = importlib.import_module("parl_core.hypergrad.linearize")  # the function has its name
