@@ -31,7 +31,29 @@ MlpCurvature<T>::MlpCurvature(const MlpLinearization<T>& linearization, const Te
         }
     }
     if (terms.scores != nullptr) scores_ = arena.take(num_steps);
+    if (terms.scores == nullptr && num_steps > 0) plan_fused(arena);
     memory_size_ = arena.used();
+}
+
+template <typename T>
+void MlpCurvature<T>::plan_fused(Arena<T>& arena) {
+    const MlpLinearization<T>& lin = linearization_;
+    fused_.layout = fused_layout<T>(lin.network_, lin.num_steps(), has_hessian_);
+    if (fused_.layout.rows == 0) return;
+    fused_.network = lin.network_;
+    fused_.head = lin.head_;
+    fused_.curved = has_curvature_;
+    fused_.curvature = head_;
+    fused_.params = lin.params_;
+    fused_.observations = lin.observations_;
+    for (int l = 0; l < lin.network_.num_layers; ++l) {
+        fused_.hidden[l] = lin.hidden_[l];
+        if (!has_hessian_) continue;
+        const Matrix<T>& both = cotangents_.layers[l];
+        fused_.kept[l] = {both.data + lin.network_.layers[l].outputs, both.stride};
+        fused_.bends[l] = bends_[l];
+    }
+    partials_ = arena.take(fused_.layout.blocks * size());
 }
 
 template <typename T>
@@ -76,9 +98,16 @@ void MlpCurvature<T>::keep_cotangents(const T* hessian, cudaStream_t stream) {
 }
 
 template <typename T>
+Shift<T> MlpCurvature<T>::shift(const T* v) const {
+    const bool squared = head_.log_std_square != nullptr;
+    return {v, damping_, head_.log_std_square, squared ? linearization_.network_.free_log_std : 0};
+}
+
+template <typename T>
 void MlpCurvature<T>::apply(const T* v, T* out, T* along, cudaStream_t stream) {
     const MlpLinearization<T>& lin = linearization_;
     if (lin.num_steps() == 0) return scale_vector(size(), v, damping_, out, stream);
+    if (partials_ != nullptr) return fused_product(fused_, v, shift(v), along, partials_, out, stream);
     const Blas blas = lin.blas(stream);
     const int last = lin.network_.num_layers - 1;
     pack_weights(lin.network_, v, true, has_hessian_, lin.packed_, damping_, damping_ == T(0) ? nullptr : out,
@@ -93,7 +122,7 @@ void MlpCurvature<T>::apply(const T* v, T* out, T* along, cudaStream_t stream) {
     head_cotangent(lin.head_, has_curvature_ ? &head_ : nullptr, tangent, static_cast<const T*>(means),
                    static_cast<const T*>(scores_ == nullptr ? nullptr : lin.steps_), cotangents_.layers[last],
                    lin.sums(last), lin.log_std_sums(), stream);
-    lin.backward(blas, cotangents_, v, damping_, head_.log_std_square, out, stream);
+    lin.backward(blas, cotangents_, shift(v), out, stream);
 }
 
 template class MlpCurvature<float>;

@@ -110,7 +110,7 @@ __global__ void pack_kernel(Network network, const T* params, bool tangents, boo
 
 // For the first warp, the sum of a column of the blocks' sums; all threads call it.
 template <typename T>
-__device__ __forceinline__ T total_of(std::int64_t blocks, std::int64_t columns, Partials<T> sums,
+__device__ __forceinline__ T total_of(std::int64_t blocks, std::int64_t columns, Partials<const T> sums,
                                       std::int64_t column) {
     T total(0);
     if (column < columns) {
@@ -122,26 +122,24 @@ __device__ __forceinline__ T total_of(std::int64_t blocks, std::int64_t columns,
 }
 
 template <typename T>
-__global__ void add_partials_kernel(std::int64_t blocks, std::int64_t columns, Partials<T> sums, T* out) {
+__global__ void add_partials_kernel(std::int64_t blocks, std::int64_t columns, Partials<T> sums,
+                                    Shift<T> shift, T* out) {
     const std::int64_t column = tile_column();
-    const T total = total_of(blocks, columns, sums, column);
-    if (threadIdx.y == 0 && column < columns) out[column] = total;
+    const T total = total_of<T>(blocks, columns, {sums.data, sums.stride}, column);
+    if (threadIdx.y == 0 && column < columns) out[column] = total + shift.at(column);
 }
 
 template <typename T>
-__global__ void finish_kernel(Network network, std::int64_t blocks, T* sums, const T* v, T scale,
-                              const T* log_std_square, T* out) {
+__global__ void finish_kernel(Network network, std::int64_t blocks, const T* sums, Shift<T> shift, T* out) {
     const std::int64_t column = tile_column();
-    const T total = total_of(blocks, network.num_columns, Partials<T>{sums, network.num_columns}, column);
+    const Partials<const T> partials{sums, network.num_columns};
+    const T total = total_of<T>(blocks, network.num_columns, partials, column);
     if (threadIdx.y > 0 || column >= network.num_columns) return;
     const std::int64_t free = column - (network.num_columns - network.free_log_std);
     int l = network.num_layers - 1;
     while (l > 0 && column < network.layers[l].column) --l;
     const std::int64_t at = free >= 0 ? free : network.layers[l].bias() + column - network.layers[l].column;
-    T value = total;
-    if (free >= 0 && log_std_square != nullptr) value += log_std_square[free] * v[at];
-    if (scale != T(0)) value += scale * v[at];
-    out[at] = value;
+    out[at] = total + shift.at(at);
 }
 
 template <typename T>
@@ -230,16 +228,17 @@ void bend_layer(Activation activation, std::int64_t rows, const HiddenLayer<T>& 
 }
 
 template <typename T>
-void add_partials(std::int64_t blocks, std::int64_t columns, Partials<T> sums, T* out, cudaStream_t stream) {
+void add_partials(std::int64_t blocks, std::int64_t columns, Partials<T> sums, const Shift<T>& shift, T* out,
+                  cudaStream_t stream) {
     launch(add_partials_kernel<T>, tile_grid(1, columns), tile_block(), 0, stream, blocks, columns, sums,
-           out);
+           shift, out);
 }
 
 template <typename T>
-void finish_gradient(const Network& network, std::int64_t rows, const T* sums, const T* v, T scale,
-                     const T* log_std_square, T* out, cudaStream_t stream) {
+void finish_gradient(const Network& network, std::int64_t rows, const T* sums, const Shift<T>& shift, T* out,
+                     cudaStream_t stream) {
     launch(finish_kernel<T>, tile_grid(1, network.num_columns), tile_block(), 0, stream, network,
-           row_blocks(rows), const_cast<T*>(sums), v, scale, log_std_square, out);
+           row_blocks(rows), sums, shift, out);
 }
 
 template <typename T>
@@ -258,8 +257,9 @@ void scale_vector(std::int64_t size, const T* v, T scale, T* out, cudaStream_t s
                                     Matrix<T>, Partials<T>, cudaStream_t);                                \
     template void bend_layer<T>(Activation, std::int64_t, const HiddenLayer<T>&, const T*, Matrix<T>, T*, \
                                 cudaStream_t);                                                            \
-    template void add_partials<T>(std::int64_t, std::int64_t, Partials<T>, T*, cudaStream_t);             \
-    template void finish_gradient<T>(const Network&, std::int64_t, const T*, const T*, T, const T*, T*,   \
+    template void add_partials<T>(std::int64_t, std::int64_t, Partials<T>, const Shift<T>&, T*,           \
+                                  cudaStream_t);                                                          \
+    template void finish_gradient<T>(const Network&, std::int64_t, const T*, const Shift<T>&, T*,         \
                                      cudaStream_t);                                                       \
     template void scale_vector<T>(std::int64_t, const T*, T, T*, cudaStream_t);
 PARL_INSTANTIATE(float)

@@ -57,8 +57,8 @@ struct HiddenLayer {
     T* slopes;
     T* bends;
 
-    Matrix<T> activations() const { return {values, 2 * width}; }
-    Matrix<T> tangents() const { return {values + width, 2 * width}; }
+    PARL_INLINE Matrix<T> activations() const { return {values, 2 * width}; }
+    PARL_INLINE Matrix<T> tangents() const { return {values + width, 2 * width}; }
 };
 
 // By layer from the second on, where a product of tangents and values reads [Ẇ | W] and [W ; Ẇ].
@@ -102,16 +102,33 @@ template <typename T>
 void bend_layer(math::Activation activation, std::int64_t rows, const HiddenLayer<T>& layer,
                 const T* products, Matrix<T> delta, T* bends, cudaStream_t stream);
 
-// out (columns,) = the sums of `blocks` blocks' column sums.
+// What is added to a gradient: scale·v, and squares·v (num_squares,) for its first numbers. v may be null where
+// both vanish.
 template <typename T>
-void add_partials(std::int64_t blocks, std::int64_t columns, Partials<T> sums, T* out, cudaStream_t stream);
+struct Shift {
+    const T* v;
+    T scale;
+    const T* squares;
+    std::int64_t num_squares;
+
+    PARL_INLINE T at(std::int64_t i) const {
+        T shift(0);
+        if (i < num_squares) shift += squares[i] * v[i];
+        if (scale != T(0)) shift += scale * v[i];
+        return shift;
+    }
+};
+
+// out (columns,) = the sums of `blocks` blocks' column sums, plus the shift.
+template <typename T>
+void add_partials(std::int64_t blocks, std::int64_t columns, Partials<T> sums, const Shift<T>& shift, T* out,
+                  cudaStream_t stream);
 
 // The biases and the free log_std of out (P,) from the column sums of all layers, (row_blocks(rows),
-// num_columns), plus scale·v, plus log_std_square·v for log_std, unless that is null; v may be null where
-// scale is 0.
+// num_columns), plus the shift.
 template <typename T>
-void finish_gradient(const Network& network, std::int64_t rows, const T* sums, const T* v, T scale,
-                     const T* log_std_square, T* out, cudaStream_t stream);
+void finish_gradient(const Network& network, std::int64_t rows, const T* sums, const Shift<T>& shift, T* out,
+                     cudaStream_t stream);
 
 // out = scale·v, or zero where v is null: what is left without steps.
 template <typename T>

@@ -127,8 +127,8 @@ void MlpLinearization<T>::tangent_forward(const Blas& blas, const T* v, T* const
 }
 
 template <typename T>
-void MlpLinearization<T>::backward(const Blas& blas, const Cotangents& cotangents, const T* v, T damping,
-                                   const T* log_std_square, T* out, cudaStream_t stream) const {
+void MlpLinearization<T>::backward(const Blas& blas, const Cotangents& cotangents, const Shift<T>& shift,
+                                   T* out, cudaStream_t stream) const {
     const bool kept = cotangents.has_kept;
     for (int l = network_.num_layers - 1; l >= 0; --l) {
         const LayerShape& layer = network_.layers[l];
@@ -138,10 +138,10 @@ void MlpLinearization<T>::backward(const Blas& blas, const Cotangents& cotangent
             blas.multiply_transposed(layer.outputs, layer.inputs, 2 * num_steps(),
                                      Matrix<const T>{delta.data, layer.outputs},
                                      Matrix<const T>{input(l).data, layer.inputs},
-                                     Matrix<T>{out + layer.weight, layer.inputs}, damping != T(0));
+                                     Matrix<T>{out + layer.weight, layer.inputs}, shift.scale != T(0));
         } else if (out != nullptr) {
             blas.multiply_transposed(layer.outputs, layer.inputs, num_steps(), delta, input(l),
-                                     Matrix<T>{out + layer.weight, layer.inputs}, damping != T(0));
+                                     Matrix<T>{out + layer.weight, layer.inputs}, shift.scale != T(0));
         }
         if (l == 0) break;
         blas.multiply(num_steps(), layer.inputs, kept ? 2 * layer.outputs : layer.outputs, delta,
@@ -151,7 +151,7 @@ void MlpLinearization<T>::backward(const Blas& blas, const Cotangents& cotangent
                        cotangents.layers[l - 1], sums(l - 1), stream);
     }
     if (out != nullptr) {
-        finish_gradient(network_, num_steps(), sums_, v, damping, log_std_square, out, stream);
+        finish_gradient(network_, num_steps(), static_cast<const T*>(sums_), shift, out, stream);
     }
 }
 
@@ -176,7 +176,7 @@ void MlpLinearization<T>::vjp(const T* w, T* out, cudaStream_t stream) const {
     head_cotangent(head_, static_cast<const HeadCurvature<T>*>(nullptr), OutputTangent<T>{},
                    static_cast<const T*>(nullptr), w, cotangents_.layers[last], sums(last), log_std_sums(),
                    stream);
-    backward(blas(stream), cotangents_, nullptr, T(0), nullptr, out, stream);
+    backward(blas(stream), cotangents_, Shift<T>{}, out, stream);
 }
 
 template <typename T>
@@ -186,7 +186,7 @@ void MlpLinearization<T>::scores(const T* w, T* out, cudaStream_t stream) const 
         head_cotangent(head_, static_cast<const HeadCurvature<T>*>(nullptr), OutputTangent<T>{},
                        static_cast<const T*>(nullptr), w, cotangents_.layers[last], sums(last),
                        log_std_sums(), stream);
-        backward(blas(stream), cotangents_, nullptr, T(0), nullptr, nullptr, stream);
+        backward(blas(stream), cotangents_, Shift<T>{}, nullptr, stream);
     }
     ScoreFactors<T> factors{};
     for (int l = 0; l <= last; ++l) {

@@ -22,6 +22,7 @@
 #include <memory>
 
 #include "cuda/arena.h"
+#include "cuda/mlp_fused.h"
 #include "cuda/mlp_layers.h"
 #include "cuda/operator.h"
 #include "cuda/policy_head.h"
@@ -107,9 +108,9 @@ class MlpLinearization {
     void tangent_forward(const Blas& blas, const T* v, T* const* bends, const Cotangents* bent,
                          cudaStream_t stream) const;
     // From the last layer's cotangents, whose column sums are taken, to all others', and the gradient of all
-    // parameters, plus damping·v, which the weights in `out` hold already. Without `out` no gradient.
-    void backward(const Blas& blas, const Cotangents& cotangents, const T* v, T damping,
-                  const T* log_std_square, T* out, cudaStream_t stream) const;
+    // parameters, plus the shift, of which the weights in `out` hold their part. Without `out` no gradient.
+    void backward(const Blas& blas, const Cotangents& cotangents, const Shift<T>& shift, T* out,
+                  cudaStream_t stream) const;
 
     Network network_{};
     bool allow_tf32_ = false;
@@ -119,7 +120,7 @@ class MlpLinearization {
     PolicyHead<T> head_{};
     T* workspace_;
     T* log_prob_;
-    HiddenLayer<T> hidden_[kMaxLayers];
+    HiddenLayer<T> hidden_[kMaxLayers]{};
     PackedWeights<T> packed_{};
     Cotangents cotangents_{};  // without kept ones
     T* output_tangent_;        // (num_steps, outputs)
@@ -131,7 +132,8 @@ class MlpLinearization {
     std::int64_t memory_size_;
 };
 
-// v ↦ A v, A the sum of such terms, in one forward and one backward pass. The linearization must outlive it.
+// v ↦ A v, A the sum of such terms, in one forward and one backward pass; without scores, of small networks in
+// one launch (mlp_fused.h). The linearization must outlive it.
 template <typename T>
 class MlpCurvature final : public Operator<T> {
   public:
@@ -150,9 +152,13 @@ class MlpCurvature final : public Operator<T> {
     using Cotangents = typename MlpLinearization<T>::Cotangents;
 
     MlpCurvature(const MlpLinearization<T>& linearization, const Terms<T>& terms, Arena<T> arena);
+    // Where all terms are taken step by step, and the network is small enough.
+    void plan_fused(Arena<T>& arena);
     // The gradients handed back by Σ_t hessian_t log π_t, and what the activations' second derivatives make of
     // them.
     void keep_cotangents(const T* hessian, cudaStream_t stream);
+    // What damping and a free log_std add to the product.
+    Shift<T> shift(const T* v) const;
 
     const MlpLinearization<T>& linearization_;
     T damping_;
@@ -161,6 +167,8 @@ class MlpCurvature final : public Operator<T> {
     Cotangents cotangents_{};
     T* bends_[kMaxLayers]{};
     T* scores_ = nullptr;
+    FusedProduct<T> fused_{};
+    T* partials_ = nullptr;  // of its blocks
     std::int64_t memory_size_;
 };
 

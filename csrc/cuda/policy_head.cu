@@ -1,3 +1,4 @@
+#include "cuda/head_cotangent.cuh"
 #include "cuda/launch.h"
 #include "cuda/policy_head.h"
 #include "cuda/row_tiles.h"
@@ -167,31 +168,23 @@ __global__ void cotangent_kernel(PolicyHead<T> head, bool curved, HeadCurvature<
     const bool global = head.kind == Head::kGaussianGlobal;
     T total(0), log_std_total(0);
     if (j < head.outputs) {
-        const std::int64_t other = j < head.action_dim ? j + head.action_dim : j - head.action_dim;
+        const std::int64_t pair = pair_of(head, j);
         for_tile_rows(head.num_steps, [&](std::int64_t t) {
-            const std::int64_t at = t * head.outputs + j;
-            T value(0);
+            const std::int64_t first = t * head.outputs;
+            OutputCotangent<T> to{T(0), T(0)};
             if (curved) {
-                const T here = tangent.products[at] + tangent.bias[j];
-                if (head.kind == Head::kCategorical) {
-                    value = curvature.weights[t] * head.probabilities[at] * (here - means[t]);
-                } else {
-                    value = curvature.diagonal[at] * here;
-                }
-                if (head.kind == Head::kGaussianState) {
-                    const T there = tangent.products[t * head.outputs + other] + tangent.bias[other];
-                    value += curvature.cross[at] * there;
-                } else if (global) {
-                    value += curvature.cross[at] * tangent.log_std[j];
-                    log_std_total += curvature.cross[at] * here;
-                }
+                const T here = tangent.products[first + j] + tangent.bias[j];
+                const T there = tangent.products[first + pair] + tangent.bias[pair];
+                to = curved_cotangent(head, curvature, t, j, here, there, means == nullptr ? T(0) : means[t],
+                                      global ? tangent.log_std[j] : T(0));
             }
             if (steps != nullptr) {
-                value += steps[t] * head.gradient[at];
-                if (global) log_std_total += steps[t] * head.log_std_gradient[at];
+                to.value += steps[t] * head.gradient[first + j];
+                if (global) to.log_std += steps[t] * head.log_std_gradient[first + j];
             }
-            out.data[t * out.stride + j] = value;
-            total += value;
+            out.data[t * out.stride + j] = to.value;
+            total += to.value;
+            log_std_total += to.log_std;
         });
     }
     if (sums.data == nullptr) return;  // for all threads alike
@@ -240,7 +233,7 @@ void curve_head(const PolicyHead<T>& head, const T* hessian, const T* fisher,
     launch(curve_gaussian_kernel<T>, tile_grid(blocks, head.action_dim), tile_block(), 0, stream, head,
            hessian, fisher, curvature, squares);
     if (head.is(Head::kGaussianGlobal)) {
-        add_partials(blocks, head.action_dim, squares, curvature.log_std_square, stream);
+        add_partials(blocks, head.action_dim, squares, Shift<T>{}, curvature.log_std_square, stream);
     }
 }
 

@@ -3,8 +3,8 @@
 Steps come in chunks, and every product is a sum (or a concatenation) over them. Without `chunk_steps` there is a single
 chunk, whose products are kept ready; with it each chunk is made for a product and freed before the next one.
 
-Who makes a chunk's products: autograd, by the graphs of `ChunkGraphs`, for any policy (the backend `reference`); or kernels, for
-the package's own policies: those behind `NativeChunk` on the CPU (`cpp`) and `CudaChunk` on a GPU (`cuda`), chosen by
+Who makes a chunk's products: autograd, by the graphs of `ChunkGraphs`, for any policy (the backend `reference`); or kernels,
+for the package's own policies: those behind `NativeChunk` on the CPU (`cpp`) and `CudaChunk` on a GPU (`cuda`), chosen by
 themselves where they can be.
 """
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 HALF_AND_SINGLE = frozenset({torch.float16, torch.bfloat16, torch.float32})
+HALF_TO_DOUBLE = HALF_AND_SINGLE | {torch.float64}
+BFLOAT_TO_DOUBLE = HALF_TO_DOUBLE - {torch.float16}
 
 
 def interpreted() -> bool:
@@ -73,6 +75,11 @@ def cuda_library() -> Any:
     if not hasattr(native, "cuda"):
         raise ImportError("the extension was built without nvcc; install the CUDA toolkit, then parl-core again")
     return native.cuda
+
+
+def cuda_stream(tensor: torch.Tensor) -> int:
+    """The stream that the CUDA kernels are to run on, torch's current one on the device of `tensor`."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
 def _why_no_gpu() -> str | None:

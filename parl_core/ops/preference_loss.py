@@ -27,6 +27,7 @@ from torch.autograd import forward_ad
 from torch.autograd.forward_ad import unpack_dual
 
 from ..offsets import check_offset_values
+from .accelerators import HALF_TO_DOUBLE, triton_devices
 from .registry import Kernel, Op
 from .segments import is_legacy_batched, is_traced, plain
 
@@ -135,12 +136,27 @@ def _load_cpp() -> Kernel:
     return cpp
 
 
+def _load_triton() -> Kernel:
+    triton = importlib.import_module("parl_core.kernels.triton_preference").preference_loss
+
+    def kernel(
+        first: Tensor, second: Tensor, labels: Tensor, first_offsets: Tensor | None, second_offsets: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses, logits and correct."""
+        offsets = _dense_offsets(first_offsets), _dense_offsets(second_offsets)
+        result: tuple[Tensor, Tensor, Tensor] = triton(plain(first), plain(second), plain(labels), *offsets)
+        return result
+
+    return kernel
+
+
 def _dense_offsets(offsets: Tensor | None) -> Tensor | None:
     return None if offsets is None else offsets.contiguous()
 
 
 _OP = Op("preference_loss", reference)
 _OP.register("cpp", _load_cpp, device_types=frozenset({"cpu"}), dtypes=frozenset({torch.float32, torch.float64}))
+_OP.register("triton", _load_triton, device_types=triton_devices(), dtypes=HALF_TO_DOUBLE)
 
 
 class _PreferenceLoss(torch.autograd.Function):
@@ -159,6 +175,7 @@ class _PreferenceLoss(torch.autograd.Function):
         losses, logits, correct = _OP.kernel(backend)(first, second, labels, first_offsets, second_offsets)
         ctx.save_for_backward(first, second, labels, first_offsets, second_offsets, logits)
         ctx.mark_non_differentiable(correct)
+        ctx.backend = backend
         return losses, correct
 
     @staticmethod
@@ -170,19 +187,24 @@ class _PreferenceLoss(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         label_gradient = (-gradient * logits).sum_to_size(labels.shape).to(labels.dtype) if wanted[2] else None
         return (
-            _spread(-slopes, first, first_offsets) if wanted[0] else None,
-            _spread(slopes, second, second_offsets) if wanted[1] else None,
+            _spread(-slopes, first, first_offsets, ctx.backend) if wanted[0] else None,
+            _spread(slopes, second, second_offsets, ctx.backend) if wanted[1] else None,
             label_gradient,
             *(None,) * 3,
         )
 
 
-def _spread(slopes: Tensor, rewards: Tensor, offsets: Tensor | None) -> Tensor:
+def _spread(slopes: Tensor, rewards: Tensor, offsets: Tensor | None, backend: str) -> Tensor:
     """To every step what its segment receives: (members, M) -> the shape of `rewards`."""
     if torch.is_grad_enabled() or is_legacy_batched(slopes):
+        slopes = slopes.to(rewards.dtype)
         if offsets is None:
             return slopes.unsqueeze(-1).expand_as(rewards)
         return slopes.repeat_interleave(offsets.diff(), -1, output_size=rewards.shape[-1])
+    if backend == "triton":
+        spread: Kernel = importlib.import_module("parl_core.kernels.triton_preference").spread
+        out: Tensor = spread(slopes.contiguous(), rewards, _dense_offsets(offsets))
+        return out
     native = importlib.import_module("parl_core._native")
     steps = torch.empty_like(rewards, memory_format=torch.contiguous_format)
     members = slopes.shape[:-1].numel()

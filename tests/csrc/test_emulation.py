@@ -17,7 +17,9 @@ def emulated():
         pytest.skip("the CUDA kernels are not built for the CPU; do that with: make emulated")
     module = load(path)
     module.seed(0)
-    return module
+    module.resident_blocks(1)
+    yield module
+    module.resident_blocks(1)
 
 
 @functools.cache
@@ -144,6 +146,30 @@ def test_dynamic_shared_memory_is_nan_at_first(emulated):
     out = torch.zeros(1)
     emulated.examples.launch_with(1, 1, 100_000, out.data_ptr())
     assert out.isnan().all()
+
+
+@pytest.mark.parametrize("resident", [1, 2, 7])
+def test_blocks_that_take_turns(emulated, resident):
+    """Some wait for others that have begun before them; each has its own shared memory."""
+    emulated.resident_blocks(resident)
+    for seed in range(4):
+        emulated.seed(seed)
+        sums, ticket, flags = integers(50), integers(1) + 1, integers(50) + 1
+        values = torch.arange(50, dtype=torch.int32)
+        pointers = [tensor.data_ptr() for tensor in (ticket, values, sums, flags)]
+        emulated.examples.sum_by_chain(*pointers, 50)
+        assert torch.equal(sums, values.cumsum(0).int())
+        out = integers(9 * 32)
+        emulated.examples.sums_of_shared(out.data_ptr(), 9)
+        assert torch.equal(out.view(9, 32), (2 * torch.arange(9).int())[:, None].expand(9, 32))
+
+
+def test_sleeping_for_ever_is_reported(emulated):
+    """The first block waits for one that never comes."""
+    ticket, values, sums, flags = integers(1) + 2, *(integers(50) + 1 for _ in range(3))
+    pointers = [tensor.data_ptr() for tensor in (ticket, values, sums, flags)]
+    with pytest.raises(RuntimeError, match=r"block \(\d, 0, 0\): threads sleep, and what they wait for does not come"):
+        emulated.examples.sum_by_chain(*pointers, 3)
 
 
 @pytest.mark.parametrize(

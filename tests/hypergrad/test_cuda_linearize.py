@@ -27,6 +27,13 @@ def made(policy, trajectories, device):
         return parl.linearize(policy.to(device), trajectories.to(device))
 
 
+def operator_of(linear, hessian=None, fisher=None, scores=None, damping=0.0):
+    """The kernels' operator, and the stream to call it with."""
+    chunk = linear._kept[0][1]
+    assert type(chunk) is CudaChunk
+    return chunk.operator((hessian, fisher, scores), damping), chunk._where()
+
+
 @pytest.mark.parametrize("hidden", [(), (5,), (40, 33), (16, 64, 7)], ids=str)
 @pytest.mark.parametrize("activation", ["tanh", "relu", "silu"])
 @pytest.mark.parametrize("head", HEADS)
@@ -36,13 +43,32 @@ def test_products_are_those_of_autograd(device, head, activation, hidden):
     check_products(policy, make_steps(policy, (3, 0, 1, 33)), backend="cuda", device=device)
 
 
-@pytest.mark.parametrize("lengths", [(130, 0, 77, 1, 60, 0), (700, 0, 500)], ids=["short", "long"])
-@pytest.mark.parametrize("head", HEADS)
+SHORT, LONG = (130, 0, 77, 1, 60, 0), (1030, 6)
+
+
+@pytest.mark.parametrize(
+    "head, lengths", [*((head, SHORT) for head in HEADS), ("state", LONG), ("categorical", LONG)], ids=str
+)
 def test_products_of_wide_layers_and_several_blocks(device, head, lengths):
     """Tiles are 64 units and 32 columns wide; trajectories of more than 512 steps on average go to larger blocks."""
     torch.manual_seed(0)
-    policy = make_policy(head, (65, 130), "silu" if head == "state" else "tanh", obs_dim=67, act_dim=6)
+    policy = make_policy(head, (65, 70), "silu" if head == "state" else "tanh", obs_dim=67, act_dim=6)
     check_products(policy, make_steps(policy, lengths), backend="cuda", device=device)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_small_networks_go_through_in_tiles(device, head):
+    """More tiles than blocks: at most 64 steps, and two to each multiprocessor, of which the emulation has two."""
+    torch.manual_seed(0)
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    policy = make_policy(head, (9, 5), "silu" if head == "global" else "tanh", obs_dim=6, act_dim=3)
+    trajectories = make_steps(policy, (4 * 64 * processors, 13))
+    kernels, autograd = both(policy, trajectories, "cuda", device)
+    w, v = torch.randn(trajectories.num_steps, dtype=F64), torch.randn(kernels.num_params, dtype=F64)
+    there = w.to(device), v.to(device)
+    for ours, expected in zip(kernels.jvp_and_hvp(*there), autograd.jvp_and_hvp(w, v), strict=True):
+        close(ours, expected)
+    close(kernels.fisher_vp(*there), autograd.fisher_vp(w, v))
 
 
 @pytest.mark.parametrize("num_actions", [31, 32, 65])
@@ -68,8 +94,7 @@ def test_every_set_of_terms(device, head, terms):
     expected = autograd.second_order(v, **weights)
     there = {term: numbers.to(device) for term, numbers in weights.items()}
     close(kernels.second_order(v.to(device), **there), expected)
-    stream = torch.cuda.current_stream().cuda_stream if device.type == "cuda" else 0
-    operator = kernels.native_operator(**there, damping=0.5)
+    operator, stream = operator_of(kernels, **there, damping=0.5)
     out = torch.empty_like(v, device=device)
     along = torch.empty(trajectories.num_steps, dtype=F64, device=device)
     operator.apply(v.to(device), out, along, stream)
@@ -89,17 +114,17 @@ def test_float32(device, head):
     check_products(policy, trajectories, 2e-5, "cuda", device)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_shape(device, data):
     torch.manual_seed(0)
-    sizes = st.sampled_from([1, 2, 6, 31, 32, 33, 63, 64, 65])
+    sizes = st.sampled_from([1, 2, 6, 31, 33, 63, 65])
     head = data.draw(st.sampled_from(HEADS))
-    hidden = tuple(data.draw(st.lists(sizes, max_size=3)))
+    hidden = tuple(data.draw(st.lists(sizes, max_size=2)))
     policy = make_policy(
         head, hidden, data.draw(st.sampled_from(["tanh", "relu", "silu"])), data.draw(sizes), data.draw(sizes)
     )
-    lengths = data.draw(st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 63, 100]), min_size=1, max_size=4))
+    lengths = data.draw(st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 63]), min_size=1, max_size=4))
     chunk_steps = data.draw(st.sampled_from([None, 29]))
     check_products(policy, make_steps(policy, lengths), backend="cuda", device=device, chunk_steps=chunk_steps)
 
@@ -142,10 +167,9 @@ def test_operators_of_one_linearization_take_turns(device):
     weights = [{"hessian": torch.randn(29, dtype=F64)}, {"fisher": torch.rand(29, dtype=F64)}]
     weights.append({"hessian": torch.randn(29, dtype=F64), "scores": torch.randn(29, dtype=F64)})
     there = [{name: w.to(device) for name, w in each.items()} for each in weights]
-    operators = [kernels.native_operator(**each, damping=1e-3) for each in there]
-    stream = torch.cuda.current_stream().cuda_stream if device.type == "cuda" else 0
+    operators = [operator_of(kernels, **each, damping=1e-3) for each in there]
     for _ in range(2):
-        for each, operator in zip(weights, operators, strict=True):
+        for each, (operator, stream) in zip(weights, operators, strict=True):
             out = torch.empty_like(v, device=device)
             operator.apply(v.to(device), out, None, stream)
             close(out, autograd.second_order(v, **each) + 1e-3 * v)
@@ -193,9 +217,11 @@ def test_deep_networks_are_left_to_autograd(device):
         made(deeper, make_steps(deeper, (3, 5)), device)
 
 
-@pytest.mark.parametrize("curvature", ["fisher", "hessian"])
-@pytest.mark.parametrize("head", ["state", "categorical"])
-def test_a_whole_hypergradient(device, head, curvature):
+@pytest.mark.parametrize(
+    "head, curvature, solver",
+    [("state", "fisher", parl.CG), ("categorical", "fisher", parl.MINRES), ("state", "hessian", parl.CG)],
+)
+def test_a_whole_hypergradient(device, head, curvature, solver):
     torch.manual_seed(0)
     policy = make_policy(head, (8, 8)).to(device)
     reward = nn.Sequential(nn.Linear(5 if head == "state" else 4, 6), nn.Tanh(), nn.Linear(6, 1)).double().to(device)
@@ -216,8 +242,8 @@ def test_a_whole_hypergradient(device, head, curvature):
         "discount": 0.9,
         "curvature": parl.Fisher(0.3, 0.05)
         if curvature == "fisher"
-        else parl.ScoreHessian(temperature=0.3, damping=20.0),
-        "solver": parl.CG(rtol=1e-11, max_iterations=200),
+        else parl.ScoreHessian(temperature=0.3, damping=1000.0),
+        "solver": solver(rtol=1e-11, max_iterations=200),
     }
     results = []
     for backend in ("cuda", "reference"):
@@ -225,12 +251,6 @@ def test_a_whole_hypergradient(device, head, curvature):
             results.append(parl.hypergradient(policy, Reward(), lower, upper, **arguments))
     assert results[0].solution.status == results[1].solution.status
     close(results[0].total, results[1].total, 1e-9)
-
-
-def test_chunks_are_made_by_the_kernels(device):
-    policy = make_policy("state")
-    linear = made(policy, make_steps(policy, (3, 4)), device)
-    assert isinstance(linear._kept[0][1], CudaChunk)
 
 
 def test_native_module_checks_its_arguments(device, kernels):
@@ -308,7 +328,7 @@ def test_products_can_be_captured_in_a_graph(device):
     linear = made(policy, make_steps(policy, (50, 50, 60), torch.float32), device)
     w, f, g = torch.randn(3, 160, device=device)
     v = torch.randn(linear.num_params, device=device)
-    operator = linear.native_operator(hessian=w, fisher=f, scores=g, damping=0.1)
+    operator, _ = operator_of(linear, hessian=w, fisher=f, scores=g, damping=0.1)
     out = torch.empty_like(v)
 
     def product():

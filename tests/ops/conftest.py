@@ -2,23 +2,24 @@
 
 import pytest
 
-from parl_core.ops import available_backends
+from tests.kernels import interpreter
+from tests.ops.ragged import skip_unless_here
+
+interpreter.install()
 
 
-@pytest.fixture(params=["reference", "numba", "cpp"])
+@pytest.fixture(params=["reference", "numba", "cpp", "triton", "cuda"])
 def backend(request):
     """Every backend, where it is available."""
-    if request.param not in available_backends():
-        pytest.skip(f"backend {request.param} is unavailable")
+    skip_unless_here(request.param)
     return request.param
 
 
-@pytest.fixture(params=["reference", "numba", "portable", "avx2", "avx512"])
+@pytest.fixture(params=["reference", "numba", "triton", "cuda", "portable", "avx2", "avx512"])
 def kernel(request):
     """Every backend, cpp in each instruction set of this machine."""
-    if request.param in ("reference", "numba"):
-        if request.param not in available_backends():
-            pytest.skip(f"backend {request.param} is unavailable")
+    if request.param in ("reference", "numba", "triton", "cuda"):
+        skip_unless_here(request.param)
         yield request.param
         return
     native = pytest.importorskip("parl_core._native")

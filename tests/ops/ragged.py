@@ -2,8 +2,12 @@
 
 from collections.abc import Iterator
 
+import pytest
 import torch
 from torch import Tensor
+
+from parl_core.ops import available_backends
+from parl_core.ops.accelerators import emulated, interpreted
 
 LENGTHS = {
     "one": [5],
@@ -15,6 +19,21 @@ LENGTHS = {
     "no_steps": [0, 0],
     "no_trajectories": [],
 }
+
+
+def cpu_backends() -> list[str]:
+    """The backends made for the CPU, where they are available: what is interpreted there is too slow for many examples."""
+    return [name for name in ("reference", "numba", "cpp") if name in available_backends()]
+
+
+def skip_unless_here(backend: str) -> None:
+    """Skip the test where `backend` cannot compute on the CPU: not available, or on a GPU, where tests of its own test it."""
+    if backend not in available_backends():
+        pytest.skip(f"backend {backend} is unavailable")
+    if backend == "triton" and not interpreted():
+        pytest.skip("Triton's kernels run on the GPU here")
+    if backend == "cuda" and not emulated():
+        pytest.skip("the CUDA kernels run on the GPU here")
 
 
 def offsets_of(lengths: list[int]) -> Tensor:

@@ -19,9 +19,10 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-// Storage that emulation.cpp finds, to fill it with NaN before each block.
+// Storage that locals.cpp finds, so that each block has its own, of NaN in the beginning.
 #define __shared__ static thread_local
 #define __constant__ static const
+#define __grid_constant__
 #define __restrict__ __restrict
 #define __align__(bytes) alignas(bytes)
 
@@ -62,7 +63,7 @@ inline int __syncthreads_and(int flag, parl::emulation::Site site = {}) {
 }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
-inline void __nanosleep(unsigned) {}
+inline void __nanosleep(unsigned) { parl::emulation::sleep(); }
 
 // Warps.
 inline void __syncwarp(unsigned mask = 0xffffffffu, parl::emulation::Site site = {}) {

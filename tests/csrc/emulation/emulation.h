@@ -2,17 +2,16 @@
 //
 // A block's threads are fibers of one thread of the host. Each runs until it waits, at a barrier or for its warp;
 // then another that can run is drawn by a generator of random numbers, so that a missing barrier shows with some
-// seed. Blocks follow one another, in a random order as well. Reported as errors, with the places in the source:
+// seed. Blocks follow one another, in a random order as well, or some of them take turns (set_resident_blocks) at
+// moments drawn likewise and where their threads sleep (__nanosleep), waiting for other blocks. Reported as errors, with the places in the source:
 // threads that wait for each other for ever, barriers and warp functions that threads of a block or a warp meet at
-// different places, accesses that are not aligned as their type demands, launches that CUDA would refuse. Shared memory
+// different places, threads that sleep for ever, accesses that are not aligned as their type demands, launches that CUDA would refuse. Shared memory
 // is NaN in the beginning of each block.
 //
 // What this does not show:
 // - the order in which other blocks, or threads that do not meet at a barrier, see writes to memory: here every
 //   write is seen at once. A missing __threadfence() goes unnoticed;
-// - blocks that run at the same time, so races between them, and kernels that wait for a block not yet begun: those
-//   hang on a GPU where they pass here, or hang here;
-// - races within a stretch of code without barrier: a thread is never interrupted there;
+// - races within a stretch of code without barrier, warp function or sleep: a thread is never interrupted there;
 // - streams, which are all in order here, captured graphs, and anything of time and resources: registers,
 //   occupancy, coalescing, bank conflicts;
 // - last digits: multiply-adds are not fused here, and functions of the GPU's library differ from the host's.
@@ -59,6 +58,9 @@ void run(const Launch& launch, const std::function<void()>& body);
 // From where the order of threads and blocks is drawn.
 void set_seed(std::uint64_t seed);
 
+// How many blocks take turns, 1 in the beginning.
+void set_resident_blocks(unsigned count);
+
 // How much dynamic shared memory `kernel` may ask for beyond the usual 48 KiB.
 void allow_shared_bytes(const void* kernel, std::size_t bytes);
 
@@ -66,6 +68,9 @@ void* dynamic_shared_memory();
 
 // From a thread: stops the launch, with the message.
 [[noreturn]] void fail(const std::string& message);
+
+// From a thread: lets others, of other blocks too, go first.
+void sleep();
 
 // Waits for the threads of the block that have not ended, and counts those that came with `flag`.
 int block_barrier(const char* name, bool flag, Site site);

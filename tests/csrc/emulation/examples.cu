@@ -1,6 +1,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/launch.h"
+#include "cuda/scan_carry.cuh"
 #include "examples.h"
 
 namespace parl::emulation {
@@ -118,6 +119,68 @@ void launch_with(unsigned blocks, unsigned threads, std::size_t shared_bytes, st
            reinterpret_cast<float*>(out));
 }
 
+// Each block's sum includes that of the block before, which it waits for.
+__global__ void chain(unsigned* ticket, const int* values, int* sums, int* flags) {
+    const unsigned mine = atomicAdd(ticket, 1u);
+    int before = 0;
+    if (mine > 0) {
+        while (*static_cast<volatile int*>(flags + mine - 1) == 0) __nanosleep(20);
+        before = sums[mine - 1];
+    }
+    __nanosleep(20);
+    sums[mine] = before + values[mine];
+    __threadfence();
+    flags[mine] = 1;
+}
+
+void sum_by_chain(std::uintptr_t ticket, std::uintptr_t values, std::uintptr_t sums, std::uintptr_t flags,
+                  unsigned blocks) {
+    launch(&chain, dim3(blocks), dim3(1), 0, nullptr, reinterpret_cast<unsigned*>(ticket),
+           reinterpret_cast<const int*>(values), reinterpret_cast<int*>(sums), reinterpret_cast<int*>(flags));
+}
+
+// Sums over blocks that take turns, of a static and a dynamic array each.
+__global__ void sum_of_shared(int* out) {
+    __shared__ int fixed[32];
+    int* const dynamic = cuda::dynamic_shared<int>();
+    fixed[threadIdx.x] = dynamic[threadIdx.x] = static_cast<int>(blockIdx.x);
+    for (int i = 0; i < 3; ++i) __nanosleep(20);
+    __syncthreads();
+    const unsigned other = (threadIdx.x + 1) % 32;
+    out[32 * blockIdx.x + threadIdx.x] = fixed[other] + dynamic[other];
+}
+
+void sums_of_shared(std::uintptr_t out, unsigned blocks) {
+    launch(&sum_of_shared, dim3(blocks), dim3(32), 32 * sizeof(int), nullptr, reinterpret_cast<int*>(out));
+}
+
+// What each tile of one warp gets of the tiles before it; see scan_carry.cuh.
+__global__ void carries(cuda::TileStates states, const double* a, const double* b, const int* resets, double* out) {
+    const int lane = static_cast<int>(threadIdx.x);
+    unsigned tile = lane == 0 ? atomicAdd(states.ticket, 1u) : 0;
+    tile = __shfl_sync(cuda::kAllLanes, tile, 0);
+    const cuda::Affine own{a[tile], b[tile], resets[tile] != 0};
+    const double y = cuda::carry_into(states, tile, own, lane);
+    if (lane == 0) out[tile] = y;
+}
+
+// `flags` (2 · tiles + 4,), zeros, and `maps` (3 · tiles,) of pairs are the states' memory.
+void carries_of_tiles(std::uintptr_t flags_address, std::uintptr_t maps_address, std::uintptr_t a, std::uintptr_t b,
+                      std::uintptr_t resets, std::uintptr_t out, unsigned tiles) {
+    auto* const flags = reinterpret_cast<int*>(flags_address);
+    auto* const maps = reinterpret_cast<double2*>(maps_address);
+    const unsigned groups = (tiles + 31) / 32;
+    const cuda::TileStates states{reinterpret_cast<unsigned*>(flags),
+                                  flags + 1,
+                                  flags + 1 + tiles,
+                                  flags + 1 + tiles + groups,
+                                  maps,
+                                  maps + tiles,
+                                  reinterpret_cast<double*>(maps + tiles + groups)};
+    launch(&carries, dim3(tiles), dim3(32), 0, nullptr, states, reinterpret_cast<const double*>(a),
+           reinterpret_cast<const double*>(b), reinterpret_cast<const int*>(resets), reinterpret_cast<double*>(out));
+}
+
 }  // namespace
 
 void bind_examples(py::module_& module) {
@@ -127,6 +190,9 @@ void bind_examples(py::module_& module) {
     examples.def("votes", &votes);
     examples.def("divergent", &divergent);
     examples.def("fourth_of_four", &fourth_of_four);
+    examples.def("sum_by_chain", &sum_by_chain);
+    examples.def("sums_of_shared", &sums_of_shared);
+    examples.def("carries_of_tiles", &carries_of_tiles);
     examples.def("launch_with", &launch_with);
 }
 

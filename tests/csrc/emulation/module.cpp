@@ -7,6 +7,8 @@ PYBIND11_MODULE(_emulated, module) {
     module.doc() = "The CUDA kernels, compiled for the host; see emulation.h.";
     module.def("seed", &parl::emulation::set_seed, pybind11::arg("seed"),
                "From where the order of threads and blocks is drawn.");
+    module.def("resident_blocks", &parl::emulation::set_resident_blocks, pybind11::arg("count"),
+               "How many blocks take turns.");
     parl::emulation::bind_examples(module);
     parl::bindings::bind_cuda(module);
 }

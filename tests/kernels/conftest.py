@@ -1,0 +1,5 @@
+"""Triton's interpreter for the tests of kernels."""
+
+from tests.kernels import interpreter
+
+interpreter.install()
