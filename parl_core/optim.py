@@ -32,8 +32,8 @@ def adam_step(optimizer: torch.optim.Adam, *, backend: str | None = None) -> Non
     _OP.kernel(name if name == "reference" or is_plain_adam(optimizer) else "reference")(optimizer)
 
 
-def is_plain_adam(optimizer: torch.optim.Adam) -> bool:
-    """Whether a step of `optimizer` is nothing but Adam's update of contiguous tensors on the CPU."""
+def is_bare_adam(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step of `optimizer` is torch's own of Adam, and runs no hook and no learning-rate scheduler."""
     hooks = (
         optimizer._optimizer_step_pre_hooks,
         optimizer._optimizer_step_post_hooks,
@@ -41,9 +41,12 @@ def is_plain_adam(optimizer: torch.optim.Adam) -> bool:
         _global_optimizer_post_hooks,
     )
     # A learning-rate scheduler counts the steps by a `step` of the instance's own.
-    if type(optimizer) is not torch.optim.Adam or any(hooks) or "step" in vars(optimizer):
-        return False
-    return all(_is_plain(group, optimizer.state) for group in optimizer.param_groups)
+    return type(optimizer) is torch.optim.Adam and not any(hooks) and "step" not in vars(optimizer)
+
+
+def is_plain_adam(optimizer: torch.optim.Adam) -> bool:
+    """Whether a step of `optimizer` is nothing but Adam's update of contiguous tensors on the CPU."""
+    return is_bare_adam(optimizer) and all(_is_plain(group, optimizer.state) for group in optimizer.param_groups)
 
 
 def adam_state(optimizer: torch.optim.Adam, param: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -63,6 +63,7 @@ class Trajectories:
         self.is_sample = weights is None
         self.weights = self._sample_weights() if weights is None else self._checked_weights(weights)
         self._trajectory_index: Tensor | None = None
+        self._horizon: int | None = None
 
     @property
     def num_steps(self) -> int:
@@ -78,6 +79,13 @@ class Trajectories:
     def lengths(self) -> Tensor:
         """(N,) int64, steps of each trajectory."""
         return self.offsets.diff()
+
+    @property
+    def horizon(self) -> int:
+        """Steps of the longest trajectory; 0 if there are none. Read from the device when first asked for."""
+        if self._horizon is None:
+            self._horizon = int(self.lengths.max()) if self.num_trajectories else 0
+        return self._horizon
 
     @property
     def trajectory_index(self) -> Tensor:
@@ -128,6 +136,7 @@ class Trajectories:
             offsets=offsets,
             weights=self.weights[index],
             _trajectory_index=None,
+            _horizon=None,
         )
         if self.is_sample:
             chosen.weights = _uniform(chosen.weights)

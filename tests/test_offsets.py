@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import parl_core.offsets as module
-from parl_core import Trajectories, ops
+from parl_core import Fisher, LogProbHessian, ScoreHessian, Trajectories, linearize, ops, policies
 from parl_core.offsets import check_offset_values, remember_offsets
 from tests.host_reads import HostReadError, no_host_reads
 
@@ -101,6 +101,24 @@ class TestOnAnAccelerator:
         with no_host_reads():
             check_offset_values(data.offsets, 5)
             check_offset_values(chosen.offsets, 8)
+
+    def test_an_operator_of_known_trajectories_is_made_without_a_look(self):
+        torch.manual_seed(0)
+        policy, rewards = policies.GaussianPolicy(2, 1, (4,)), torch.randn(5)
+        data = Trajectories(torch.randn(5, 2), torch.randn(5, 1), cuts(0, 2, 5))
+        linearization = linearize(policy, data)
+        specs = [
+            ScoreHessian(baseline="mean", temperature=0.1),
+            ScoreHessian(baseline=torch.ones(3)),
+            LogProbHessian(baseline="mean"),
+            Fisher(0.1),
+        ]
+        for spec in specs:
+            vector = torch.ones(linearization.num_params)
+            expected = spec.operator(linearization, rewards, 0.9)(vector)
+            with no_host_reads():
+                operator = spec.operator(linearization, rewards, 0.9)
+            torch.testing.assert_close(operator(vector), expected)
 
     @pytest.mark.parametrize("backend", [None, "cpp", "numba"])
     def test_a_batch_of_recurrences_asks_about_its_own_trajectories_alone(self, backend, monkeypatch):

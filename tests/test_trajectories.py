@@ -20,7 +20,7 @@ def example(lengths=(2, 0, 3), **options) -> Trajectories:
 def test_ragged_bookkeeping_by_hand():
     trajectories = example(weights=torch.tensor([0.5, 0.25, 0.25]))
     assert (trajectories.num_steps, trajectories.num_trajectories) == (5, 3)
-    assert trajectories.lengths.tolist() == [2, 0, 3]
+    assert trajectories.lengths.tolist() == [2, 0, 3] and trajectories.horizon == 3
     assert trajectories.trajectory_index.tolist() == [0, 0, 2, 2, 2]
     assert trajectories.time.tolist() == [0, 1, 0, 1, 2]
     assert trajectories.step_weights.tolist() == [0.5, 0.5, 0.25, 0.25, 0.25]
@@ -36,6 +36,7 @@ def test_any_lengths(lengths):
     expected = torch.stack([piece.sum() for piece in pieces]) if lengths else torch.zeros(0)
     torch.testing.assert_close(trajectories.sum_steps(values), expected)
     assert trajectories.time.tolist() == [t for n in lengths for t in range(n)]
+    assert trajectories.horizon == max(lengths, default=0)
     if lengths:
         assert float(trajectories.weights.sum()) == pytest.approx(1.0)
 
@@ -92,13 +93,14 @@ def test_select_takes_whole_trajectories_in_the_order_asked_for(lengths, data):
     index = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=8))
     weights = torch.arange(1.0, len(lengths) + 1, dtype=torch.float64)
     whole = numbered(lengths, weights=weights)
-    _ = whole.trajectory_index  # a cache that must not come along
+    _ = whole.trajectory_index, whole.horizon  # kept, and not to come along
     chosen = whole.select(torch.tensor(index, dtype=torch.int64))
     steps = [range(int(whole.offsets[i]), int(whole.offsets[i + 1])) for i in index]
     expected = [t for r in steps for t in r]
     assert chosen.observations[:, 0].tolist() == expected
     assert chosen.actions.tolist() == [t + 100 for t in expected]
     assert chosen.lengths.tolist() == [lengths[i] for i in index]
+    assert chosen.horizon == max(chosen.lengths.tolist(), default=0)
     assert chosen.trajectory_index.tolist() == [n for n, i in enumerate(index) for _ in range(lengths[i])]
     assert chosen.weights.tolist() == [i + 1 for i in index]
     assert not chosen.is_sample

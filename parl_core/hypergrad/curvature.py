@@ -250,7 +250,7 @@ def lower_gradient(
     weights = trajectories.step_weights
     if baseline:
         time = trajectories.time
-        zeros = rewards.new_zeros(int(trajectories.lengths.max()))
+        zeros = rewards.new_zeros(trajectories.horizon)
         mass = zeros.index_add(0, time, weights)[time]
         to_go = to_go - zeros.index_add(0, time, weights * to_go)[time] / torch.where(mass != 0, mass, 1.0)
     return linearization.vjp(weights * to_go)
@@ -299,8 +299,7 @@ def _baseline_per_step(
     A trajectory that has ended still carries the baselines of the later steps, with its whole score: its last step takes
     them. Otherwise the baseline would not vanish in expectation when lengths depend on the policy.
     """
-    time, lengths = trajectories.time, trajectories.lengths
-    horizon = int(lengths.max()) if trajectories.num_trajectories else 0
+    time, lengths, horizon = trajectories.time, trajectories.lengths, trajectories.horizon
     if isinstance(baseline, Tensor):
         if baseline.dim() != 1 or baseline.shape[0] < horizon:
             raise ValueError(

@@ -1,6 +1,8 @@
-"""Where the GPU backends come from and what they can run on: Triton's kernels, and CUDA's in the extension.
+"""Where the GPU backends come from and what they can run on.
 
-Both can be run without a GPU, slowly and for tests alone: Triton has an interpreter (TRITON_INTERPRET=1), and the CUDA
+Triton's kernels come with Triton, those in CUDA C++ with the extension; graphs are of torch's own kernels.
+
+Kernels can be run without a GPU, slowly and for tests alone: Triton has an interpreter (TRITON_INTERPRET=1), and the CUDA
 sources also compile for the host, with threads and launches emulated (PARL_CUDA_EMULATED names that build's file).
 Then they take tensors on the CPU.
 """
@@ -56,6 +58,11 @@ def why_no_cuda() -> str | None:
     except ImportError as error:
         return str(error)
     return None if emulated() else _why_no_gpu()
+
+
+def why_no_graph() -> str | None:
+    """Why torch's own kernels cannot be recorded as a CUDA graph here, or None if they can."""
+    return _why_no_gpu()
 
 
 @functools.cache

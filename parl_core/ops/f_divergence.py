@@ -1,25 +1,27 @@
 """Monte-Carlo estimates of f-divergences from log-ratios, differentiable at any order.
 
 An estimate is Σᵢ wᵢ g(rᵢ) with the g that `f_divergence_terms.term_of` chooses, over steps or over trajectories, whose
-log-ratios are the sums of those of their steps. Its derivatives are made of g′ and g″, and g‴ and beyond of the formulas
-of g″ in plain torch. Where only a gradient is asked for, it is computed with the value, in one pass over the data.
+log-ratios are the sums of those of their steps. The gradient is computed with the value, in one pass over the data, and
+second order in another; what follows, and transformations of torch.func, are composed of the summands' derivatives.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
-from torch.autograd.forward_ad import unpack_dual
 
-from ..offsets import check_offset_values
+from ..offsets import check_offset_values, reads_are_free
+from .accelerators import HALF_AND_SINGLE, triton_devices
+from .f_divergence_elementwise import TERMS, is_transformed, terms
 from .f_divergence_terms import Term, jet, term_of
 from .registry import Kernel, Op
-from .segments import is_traced, is_wrapped, plain
+from .segments import ON_CPU, SINGLE_AND_DOUBLE, is_traced, is_wrapped, plain
 
 
 def f_divergence(
@@ -92,7 +94,7 @@ def f_divergence(
         if on_policy:
             raise ValueError("self_normalized must be False with on_policy=True: policies have normalised densities")
         log_ratio, offsets = _normalized(log_ratio, offsets, weights, sampled_from), None
-    if is_traced(log_ratio) or _is_transformed(log_ratio, offsets, weights):
+    if is_traced(log_ratio) or is_transformed(log_ratio, offsets, weights):
         return _composed(log_ratio, offsets, weights, term, backend)
     chosen = _SUM.select(log_ratio, backend)
     if torch.is_grad_enabled() and (log_ratio.requires_grad or (weights is not None and weights.requires_grad)):
@@ -112,12 +114,33 @@ def reference(
     return (scale * value).sum().to(log_ratio.dtype)
 
 
-def reference_terms(log_ratio: Tensor, term: Term, order: int) -> Tensor:
-    """The specification of the elementwise derivatives of order 0, 1 and 2, in double precision."""
-    return jet(term, log_ratio.double())[order].to(log_ratio.dtype)
+def reference_product(
+    log_ratio: Tensor,
+    offsets: Tensor | None,
+    weights: Tensor | None,
+    term: Term,
+    vector: Tensor,
+    cotangent: Tensor,
+    with_slope: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The specification of the second order: the Hessian of cotangent · Σ w g times a vector, in double precision.
+
+    Args:
+        vector: (T,), as the log-ratios.
+        cotangent: ().
+        with_slope: whether the slope of Σ w g along the vector is wanted, too.
+
+    Returns:
+        (T,) and () or None, in the dtype of `log_ratio`.
+    """
+    sums, moved = (_trajectory_sums(steps.double(), offsets) for steps in (log_ratio, vector))  # (N,)
+    _, first, second = jet(term, sums)
+    moved = moved * (1.0 / len(sums) if weights is None else weights.double())
+    product = _to_steps(cotangent.double() * second * moved, offsets, len(log_ratio)).to(log_ratio.dtype)
+    return product, (first * moved).sum().to(log_ratio.dtype) if with_slope else None
 
 
-def _load_sum() -> Kernel:
+def _load_cpp() -> Kernel:
     native = importlib.import_module("parl_core._native").divergence_sum
 
     def cpp(
@@ -129,25 +152,42 @@ def _load_sum() -> Kernel:
     return cpp
 
 
-def _load_terms() -> Kernel:
-    native = importlib.import_module("parl_core._native").divergence_terms
+def _load_cpp_product() -> Kernel:
+    elementwise = TERMS.kernel("cpp")
 
-    def cpp(log_ratio: Tensor, term: Term, order: int) -> Tensor:
-        out = torch.empty_like(log_ratio)
-        native(log_ratio, out, *term, order, torch.get_num_threads())
-        return out
+    def cpp(
+        log_ratio: Tensor,
+        offsets: Tensor | None,
+        weights: Tensor | None,
+        term: Term,
+        vector: Tensor,
+        cotangent: Tensor,
+        with_slope: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        sums, moved = (_trajectory_sums(steps, offsets) for steps in (log_ratio, vector))
+        moved = moved * (1.0 / len(sums) if weights is None else weights)
+        product = elementwise(sums, term, 2).mul_(moved).mul_(cotangent)
+        slope = torch.dot(elementwise(sums, term, 1), moved) if with_slope else None
+        return _to_steps(product, offsets, len(log_ratio)), slope
 
     return cpp
 
 
+def _load_triton(name: str) -> Callable[[], Kernel]:
+    def load() -> Kernel:
+        kernel: Kernel = getattr(importlib.import_module("parl_core.kernels.triton_divergence"), name)
+        return kernel
+
+    return load
+
+
 _SUM = Op("f_divergence", reference)
-_TERMS = Op("f_divergence, elementwise", reference_terms)
-_NATIVE: dict[str, Any] = {
-    "device_types": frozenset({"cpu"}),
-    "dtypes": frozenset({torch.float32, torch.float64}),
-}
-_SUM.register("cpp", _load_sum, **_NATIVE)
-_TERMS.register("cpp", _load_terms, **_NATIVE)
+_PRODUCT = Op("f_divergence, second order", reference_product)
+for _op, _load, _name in ((_SUM, _load_cpp, "divergence_sum"), (_PRODUCT, _load_cpp_product, "divergence_product")):
+    _op.register("cpp", _load, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
+    _op.register(
+        "triton", _load_triton(_name), device_types=triton_devices(), dtypes=HALF_AND_SINGLE | SINGLE_AND_DOUBLE
+    )
 
 
 def _run_sum(
@@ -166,11 +206,7 @@ def _run_sum(
 
 
 class _Sum(torch.autograd.Function):
-    """The estimate under plain autograd, with its gradient computed on the way.
-
-    The gradient is handed out once, and only to a backward pass that is not itself differentiated: it carries no second
-    derivative. Any other pass computes it again by `_terms`, which does.
-    """
+    """The estimate under plain autograd, with its gradient computed on the way and handed out once."""
 
     @staticmethod
     def forward(
@@ -187,20 +223,62 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         log_ratio, weights, offsets = ctx.saved_tensors
         gradient, ctx.gradient = ctx.gradient, None
-        differentiated = torch.is_grad_enabled() or is_wrapped(cotangent)
-        if gradient is not None and not differentiated and not ctx.needs_input_grad[1]:
-            if cotangent.device.type != "cpu" or cotangent.item() != 1.0:
-                gradient.mul_(cotangent)
-            return gradient, *(None,) * 4
-        sums = _trajectory_sums(log_ratio, offsets)
-        by_ratio = by_weights = None
-        if ctx.needs_input_grad[0]:
-            scale = 1.0 / len(sums) if weights is None else weights
-            slopes = cotangent * scale * _terms(sums, ctx.term, 1, ctx.backend)
-            by_ratio = _to_steps(slopes, offsets, len(log_ratio))
-        if ctx.needs_input_grad[1]:
-            by_weights = cotangent * _terms(sums, ctx.term, 0, ctx.backend)
-        return by_ratio, by_weights, None, None, None
+        if ctx.needs_input_grad[1] or is_wrapped(cotangent) or is_transformed(cotangent):
+            by_ratio = by_weights = None
+            sums = _trajectory_sums(log_ratio, offsets)
+            if ctx.needs_input_grad[0]:
+                scale = 1.0 / len(sums) if weights is None else weights
+                slopes = cotangent * scale * terms(sums, ctx.term, 1, ctx.backend)
+                by_ratio = _to_steps(slopes, offsets, len(log_ratio))
+            if ctx.needs_input_grad[1]:
+                by_weights = cotangent * terms(sums, ctx.term, 0, ctx.backend)
+            return by_ratio, by_weights, None, None, None
+        if gradient is None:
+            gradient = torch.empty_like(log_ratio, memory_format=torch.contiguous_format)
+            _run_sum(log_ratio, offsets, weights, ctx.term, gradient, ctx.backend)
+        return _Gradient.apply(log_ratio, cotangent, gradient, weights, offsets, ctx.term, ctx.backend), *(None,) * 4
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient in the log-ratios: known already, but for the cotangent. Its own derivative is one pass, too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        log_ratio: Tensor,
+        cotangent: Tensor,
+        gradient: Tensor,
+        weights: Tensor | None,
+        offsets: Tensor | None,
+        term: Term,
+        backend: str,
+    ) -> Tensor:
+        ctx.save_for_backward(log_ratio, cotangent, weights, offsets)
+        ctx.term, ctx.backend = term, backend
+        ctx.mark_dirty(gradient)
+        if not reads_are_free(cotangent.device) or cotangent.item() != 1.0:
+            gradient.mul_(cotangent)
+        return gradient
+
+    @staticmethod
+    def backward(ctx: Any, vector: Tensor) -> tuple[Tensor | None, ...]:
+        log_ratio, cotangent, weights, offsets = ctx.saved_tensors
+        if not (torch.is_grad_enabled() or is_wrapped(vector) or is_transformed(vector)):
+            product, slope = _PRODUCT.kernel(ctx.backend)(
+                plain(log_ratio),
+                None if offsets is None else offsets.contiguous(),
+                None if weights is None else plain(weights),
+                ctx.term,
+                plain(vector),
+                plain(cotangent),
+                ctx.needs_input_grad[1],
+            )
+            return product, slope, *(None,) * 5
+        sums, moved = (_trajectory_sums(steps, offsets) for steps in (log_ratio, vector))
+        moved = moved * (1.0 / len(sums) if weights is None else weights)
+        product = _to_steps(cotangent * terms(sums, ctx.term, 2, ctx.backend) * moved, offsets, len(log_ratio))
+        slope = (terms(sums, ctx.term, 1, ctx.backend) * moved).sum() if ctx.needs_input_grad[1] else None
+        return product, slope, *(None,) * 5
 
 
 def _composed(
@@ -208,7 +286,7 @@ def _composed(
 ) -> Tensor:
     """The same of parts that autograd, torch.func and torch.compile take through any transformation."""
     _check_offset_values(offsets, log_ratio.shape[0])
-    values = _terms(_trajectory_sums(log_ratio, offsets), term, 0, backend)
+    values = terms(_trajectory_sums(log_ratio, offsets), term, 0, backend)
     return values.mean() if weights is None else (weights * values).sum()
 
 
@@ -246,104 +324,6 @@ def _trajectory_sums(log_ratio: Tensor, offsets: Tensor | None) -> Tensor:
 def _to_steps(values: Tensor, offsets: Tensor | None, num_steps: int) -> Tensor:
     """(N,) -> (T,), each trajectory's value at all its steps."""
     return values if offsets is None else values.repeat_interleave(offsets.diff(), dim=0, output_size=num_steps)
-
-
-def _terms(log_ratio: Tensor, term: Term, order: int, backend: str | None) -> Tensor:
-    """The derivative of `order` 0, 1 or 2 of the summand at every log-ratio, differentiable at any order."""
-    differentiated = torch.is_grad_enabled() and log_ratio.requires_grad
-    if differentiated or torch.compiler.is_compiling() or _is_transformed(log_ratio):
-        if order == 2:  # beyond it there is no kernel
-            return jet(term, log_ratio)[2]
-        if torch.compiler.is_compiling():
-            return _terms_op(log_ratio, *term, order, backend)
-        return _Terms.apply(log_ratio, term, order, backend)
-    return _run_terms(log_ratio, term, order, backend)
-
-
-def _run_terms(log_ratio: Tensor, term: Term, order: int, backend: str | None) -> Tensor:
-    if is_traced(log_ratio):
-        return _terms_op(log_ratio, *term, order, backend)
-    flat = plain(log_ratio).reshape(-1)
-    return _TERMS.kernel(_TERMS.select(flat, backend))(flat, term, order).reshape(log_ratio.shape)
-
-
-class _Terms(torch.autograd.Function):
-    """A derivative of the summand; its own derivative is the next one."""
-
-    @staticmethod
-    def forward(log_ratio: Tensor, term: Term, order: int, backend: str | None) -> Tensor:
-        return _run_terms(log_ratio, term, order, backend)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        log_ratio, ctx.term, ctx.order, ctx.backend = inputs
-        ctx.save_for_backward(log_ratio)
-        ctx.save_for_forward(log_ratio)
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        (log_ratio,) = ctx.saved_tensors
-        return cotangent * _terms(log_ratio, ctx.term, ctx.order + 1, ctx.backend), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        (log_ratio,) = ctx.saved_tensors
-        return tangent * _terms(log_ratio, ctx.term, ctx.order + 1, ctx.backend)
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], log_ratio: Tensor, term: Term, order: int, backend: str | None
-    ) -> tuple[Tensor, int | None]:
-        return _terms(log_ratio, term, order, backend), in_dims[0]
-
-
-# Under torch.compile the derivatives are opaque nodes, see scan.py.
-@torch.library.custom_op(
-    "parl_core::f_divergence_terms",
-    mutates_args=(),
-    schema=(
-        "(Tensor log_ratio, str function, bool flipped, bool over_ratio, float alpha, int order, str? backend) -> Tensor"
-    ),
-)
-def _terms_op(
-    log_ratio: Tensor,
-    function: str,
-    flipped: bool,
-    over_ratio: bool,
-    alpha: float,
-    order: int,
-    backend: str | None,
-) -> Tensor:
-    return _run_terms(log_ratio, Term(function, flipped, over_ratio, alpha), order, backend)
-
-
-@_terms_op.register_fake
-def _(log_ratio: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(log_ratio, memory_format=torch.contiguous_format)
-
-
-def _setup_op_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    log_ratio, *term, ctx.order, ctx.backend = inputs
-    ctx.term = Term(*term)
-    ctx.save_for_backward(log_ratio)
-
-
-def _op_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-    (log_ratio,) = ctx.saved_tensors
-    if ctx.order == 1:
-        return cotangent * jet(ctx.term, log_ratio)[2], *(None,) * 6
-    return cotangent * _terms_op(log_ratio, *ctx.term, ctx.order + 1, ctx.backend), *(None,) * 6
-
-
-_terms_op.register_autograd(_op_backward, setup_context=_setup_op_context)
-
-
-def _is_transformed(*tensors: Tensor | None) -> bool:
-    return any(
-        is_functorch_wrapped_tensor(tensor) or unpack_dual(tensor).tangent is not None
-        for tensor in tensors
-        if tensor is not None
-    )
 
 
 def _check_tensors(log_ratio: Tensor, offsets: Tensor | None, weights: Tensor | None) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ..errors import ParlError, unknown_name
-from .accelerators import why_no_cuda, why_no_triton
+from .accelerators import why_no_cuda, why_no_graph, why_no_triton
 
 Kernel = Callable[..., Any]
 
@@ -58,9 +58,10 @@ _WHY_UNAVAILABLE: dict[str, Callable[[], str | None]] = {
     "cpp": _why_no_cpp,
     "triton": why_no_triton,
     "cuda": why_no_cuda,
+    "graph": why_no_graph,
 }
 # Best first. `reference` closes every list: it supports everything.
-_BEST = {"cpu": ("cpp", "numba", "reference"), "cuda": ("cuda", "triton", "reference")}
+_BEST = {"cpu": ("cpp", "numba", "reference"), "cuda": ("cuda", "triton", "graph", "reference")}
 _BEST_ELSEWHERE = ("reference",)
 
 _requested: ContextVar[str | None] = ContextVar("parl_core_backend", default=None)

@@ -27,14 +27,16 @@ from .samplers import Queries
 
 
 class PreferenceDataset:
-    """Up to `capacity` labelled pairs of segments of `length` steps, in the order of their labelling."""
+    """Up to `capacity` labelled pairs of segments of `length` steps, in the order of their labelling, on `device`."""
 
-    def __init__(self, capacity: int, length: int, obs_dim: int, act_dim: int) -> None:
+    def __init__(
+        self, capacity: int, length: int, obs_dim: int, act_dim: int, *, device: torch.device | str = "cpu"
+    ) -> None:
         if capacity < 0 or length < 1:
             raise ValueError(f"capacity must be at least 0 and length at least 1, got {capacity} and {length}")
         self.capacity, self.length, self.obs_dim, self.act_dim = capacity, length, obs_dim, act_dim
-        self._segments = torch.empty(capacity, 2, length, obs_dim + act_dim)
-        self._labels = torch.empty(capacity)
+        self._segments = torch.empty(capacity, 2, length, obs_dim + act_dim, device=device)
+        self._labels = torch.empty(capacity, device=device)
         self._size = 0
 
     def __len__(self) -> int:
@@ -76,8 +78,9 @@ class PreferenceDataset:
     def recent(self, num: int, dtype: torch.dtype = torch.float32) -> PreferencePairs:
         """The last `num` labelled pairs, or as many as there are, oldest first."""
         start = max(self._size - num, 0)
-        observations, actions, labels = self.select(torch.arange(start, self._size))
-        offsets = torch.arange(0, len(labels) * self.length + 1, self.length)
+        device = self._labels.device
+        observations, actions, labels = self.select(torch.arange(start, self._size, device=device))
+        offsets = torch.arange(0, len(labels) * self.length + 1, self.length, device=device)
         first, second = (
             Trajectories(
                 observations[:, which].flatten(0, 1).to(dtype),
@@ -133,7 +136,7 @@ class RewardLearner:
         ensemble: the reward model; changed in place.
         learning_rate: Adam's.
         batch_size: pairs in a step, for each member.
-        generator: draws the members' orders.
+        generator: draws the members' orders, on the CPU.
     """
 
     def __init__(
@@ -160,7 +163,7 @@ class RewardLearner:
         """Run epochs over all labelled pairs until the mean accuracy exceeds `accuracy_target`.
 
         Args:
-            dataset: the labelled pairs.
+            dataset: the labelled pairs, on the ensemble's device.
             max_epochs: at most so many epochs.
             accuracy_target: stop after the first epoch with a higher accuracy.
             gradient_hook: called before each step with the loss gradient (P,), flat in the order of
@@ -175,12 +178,14 @@ class RewardLearner:
         if max_epochs < 1:
             raise ValueError(f"max_epochs must be at least 1, got {max_epochs}")
         num_decided = int((dataset.labels != 0.5).sum())
-        members = self.ensemble.num_members
+        members, device = self.ensemble.num_members, dataset.labels.device
         epochs, accuracy = 0, float("nan")
         while epochs < max_epochs and not accuracy > accuracy_target:
             epochs += 1
-            order = torch.stack([torch.randperm(len(dataset), generator=self.generator) for _ in range(members)])
-            total_loss, total_correct = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+            orders = [torch.randperm(len(dataset), generator=self.generator) for _ in range(members)]
+            order = torch.stack(orders).to(device)
+            total_loss = torch.zeros((), device=device)
+            total_correct = torch.zeros((), dtype=torch.int64, device=device)
             for indices in order.split(self.batch_size, dim=1):
                 loss, correct = self._step(dataset, indices, gradient_hook)
                 total_loss += loss * indices.shape[1]

@@ -1,4 +1,4 @@
-"""One update of `SAC` as one native call, in the very tensors of its networks and optimisers.
+"""One update of `SAC` as one native call on the CPU, in the very tensors of its networks and optimisers.
 
 So the two ways to update may take turns, and checkpoints know nothing of it.
 """
@@ -19,11 +19,13 @@ from ..models.unchanged import change_of
 from ..optim import adam_state, is_plain_adam
 
 if TYPE_CHECKING:
+    from .graphed_sac import GraphedSAC
     from .replay import Batch
     from .sac import SAC
 
 
 MAX_HIDDEN = 15  # layers; more are left to torch
+REPORT = ("critic_loss", "actor_loss", "entropy", "temperature")
 
 
 class NativeCache:
@@ -31,6 +33,7 @@ class NativeCache:
 
     def __init__(self) -> None:
         self.updater: BoundSAC | None = None
+        self.graphs: GraphedSAC | None = None
         self.actor: Any = None
         self.actor_params: list[Tensor] = []
 
@@ -53,7 +56,7 @@ def update(sac: SAC, batch: Batch) -> dict[str, Tensor]:
 
 def act(sac: SAC, observation: np.ndarray, deterministic: bool) -> np.ndarray:
     """As `SAC.act`."""
-    if not _is_plain_actor(sac):
+    if not (len(sac.config.hidden) <= MAX_HIDDEN and _is_unchanged_actor(sac)):
         return sac._reference_act(observation, deterministic)
     actor = sac.native.actor
     params: list[Tensor] = list(sac.actor.parameters())
@@ -68,10 +71,20 @@ def act(sac: SAC, observation: np.ndarray, deterministic: bool) -> np.ndarray:
 
 
 def _is_plain(sac: SAC) -> bool:
-    """Whether networks and optimisers compute what those that the constructor made would."""
+    """Whether the native update knows these networks and optimisers."""
+    if not (len(sac.config.hidden) <= MAX_HIDDEN and is_unchanged(sac)):
+        return False
+    groups = [*sac.actor_optimizer.param_groups, *sac.critic_optimizer.param_groups]
+    if len({(*group["betas"], group["eps"]) for group in groups}) > 1:
+        return False
+    return is_plain_adam(sac.actor_optimizer) and is_plain_adam(sac.critic_optimizer)
+
+
+def is_unchanged(sac: SAC) -> bool:
+    """Whether the networks compute, and the optimisers move, what the constructor made, and no hook is called."""
     from .sac import TwinCritic
 
-    if not (_is_plain_actor(sac) and is_plain_adam(sac.actor_optimizer) and is_plain_adam(sac.critic_optimizer)):
+    if not _is_unchanged_actor(sac):
         return False
     for critic in (sac.critic, sac.target_critic):
         kinds = {type(layer) for layer in critic.layers}
@@ -81,7 +94,7 @@ def _is_plain(sac: SAC) -> bool:
     learned: list[list[Tensor]] = [list(sac.actor.parameters()), [sac.log_temperature], list(sac.critic.parameters())]
     # The reference updates the parameters it was made with, of which each optimiser's groups are a copy.
     kept: list[list[Tensor]] = [sac._actor_params, [sac.log_temperature], sac._critic_params]
-    if len(groups) != 3 or len({(*group["betas"], group["eps"]) for group in groups}) > 1:
+    if len(groups) != 3:
         return False
     for group, params, known in zip(groups, learned, kept, strict=True):
         if not (_are_same(group["params"], params) and _are_same(known, params)):
@@ -91,13 +104,13 @@ def _is_plain(sac: SAC) -> bool:
     return _are_same(sac._target_params, list(sac.target_critic.parameters()))
 
 
-def _is_plain_actor(sac: SAC) -> bool:
+def _is_unchanged_actor(sac: SAC) -> bool:
     actor, hidden = sac.actor, len(sac.config.hidden)
     if type(actor) is not GaussianPolicy or not actor.squash or actor.log_std_kind != "state":
         return False
     expected = [nn.Linear, nn.ReLU] * hidden + [nn.Linear]
     kinds = [type(layer) for layer in actor.network]
-    return hidden <= MAX_HIDDEN and kinds == expected and change_of(actor, "the actor") is None
+    return kinds == expected and change_of(actor, "the actor") is None
 
 
 def _are_same(one: list[Any], other: list[Any]) -> bool:
@@ -141,7 +154,7 @@ class BoundSAC:
         rule = self._rule(
             config.discount,
             config.polyak,
-            (sac.num_updates + 1) % config.target_update_interval == 0,
+            sac.moves_targets(),
             sac.target_entropy,
             actor["lr"],
             critic["lr"],
@@ -152,7 +165,7 @@ class BoundSAC:
         report = self._kernel.update(batch, next_noise, noise, rule, torch.get_num_threads())
         sac.num_updates += 1
         scalars = torch.tensor(report, dtype=dtype).unbind()
-        return dict(zip(("critic_loss", "actor_loss", "entropy", "temperature"), scalars, strict=True))
+        return dict(zip(REPORT, scalars, strict=True))
 
 
 def _params(sac: SAC) -> list[Tensor]:

@@ -8,7 +8,7 @@ How it differs from the paper and from its usual implementations:
 3. The temperature's gradient is written out: d/d(log α) of α·(H − H̄) is α·(H − H̄) itself.
 4. Gradients are taken for the parameters that a step changes and for no others.
 
-On the CPU an update is one native call. `SAC._reference_update` says what it computes.
+On the CPU an update is one native call, on a GPU the launch of one CUDA graph. `SAC.step` says what they compute.
 """
 
 from __future__ import annotations
@@ -79,16 +79,27 @@ class SAC:
     Args:
         obs_dim, act_dim: sizes of an observation and an action; actions lie in [−1, 1].
         config: hyperparameters.
-        generator: draws the initial weights and all exploration noise.
+        generator: draws the initial weights and all exploration noise, on `device`.
+        device: where everything lives; None: where the generator draws.
     """
 
-    def __init__(self, obs_dim: int, act_dim: int, config: SACConfig, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        config: SACConfig,
+        generator: torch.Generator,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
+        device = generator.device if device is None else torch.device(device)
         self.config, self.generator = config, generator
         self.target_entropy = -float(act_dim)
-        self.actor = GaussianPolicy(obs_dim, act_dim, config.hidden, activation="relu", log_std="state", squash=True)
-        self.critic = TwinCritic(obs_dim, act_dim, config.hidden)
-        self.target_critic = TwinCritic(obs_dim, act_dim, config.hidden).requires_grad_(False)
-        self.log_temperature = torch.tensor(math.log(config.initial_temperature), requires_grad=True)
+        actor = GaussianPolicy(obs_dim, act_dim, config.hidden, activation="relu", log_std="state", squash=True)
+        self.actor = actor.to(device)
+        self.critic = TwinCritic(obs_dim, act_dim, config.hidden).to(device)
+        self.target_critic = TwinCritic(obs_dim, act_dim, config.hidden).requires_grad_(False).to(device)
+        self.log_temperature = torch.tensor(math.log(config.initial_temperature), device=device, requires_grad=True)
         self.num_updates = 0
         self.native = NativeCache()
 
@@ -99,22 +110,33 @@ class SAC:
                 {"params": self._actor_params, "lr": config.actor_learning_rate},
                 {"params": [self.log_temperature], "lr": config.temperature_learning_rate},
             ],
-            fused=True,
+            **self._adam_options(),
         )
         self._critic_params: list[Tensor] = list(self.critic.parameters())
         self._target_params: list[Tensor] = list(self.target_critic.parameters())
         self.reset_critic()
 
     @property
+    def device(self) -> torch.device:
+        """Where everything lives."""
+        return self.log_temperature.device
+
+    @property
     def temperature(self) -> float:
-        """α."""
+        """α, read from the device."""
         return math.exp(self.log_temperature.item())
 
     def reset_critic(self) -> None:
         """Start critics, targets and their optimiser anew, as after a change of reward; the rest stays."""
         _initialize(self.critic, self.generator)
         self.target_critic.load_state_dict(self.critic.state_dict())
-        self.critic_optimizer = torch.optim.Adam(self._critic_params, lr=self.config.critic_learning_rate, fused=True)
+        self.critic_optimizer = torch.optim.Adam(
+            self._critic_params, lr=self.config.critic_learning_rate, **self._adam_options()
+        )
+
+    def _adam_options(self) -> dict[str, Any]:
+        # Without `capturable` torch refuses to record Adam's step, though the fused one is the same.
+        return {"fused": True, "capturable": self.device.type == "cuda"}
 
     def act(self, observation: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
         """(do,) -> (da,) in [−1, 1], float32: a sample of the policy, or its mean action."""
@@ -122,26 +144,46 @@ class SAC:
 
     @torch.inference_mode()
     def _reference_act(self, observation: np.ndarray, deterministic: bool) -> np.ndarray:
-        observations = torch.from_numpy(np.asarray(observation, dtype=np.float32)).unsqueeze(0)
+        observations = torch.from_numpy(np.asarray(observation, dtype=np.float32)).unsqueeze(0).to(self.device)
         mean, log_std = self.actor.mean_and_log_std(observations)
         if not deterministic:
-            mean = mean + log_std.exp() * torch.randn(mean.shape, generator=self.generator, dtype=mean.dtype)
-        return torch.tanh(mean)[0].numpy()
+            noise = torch.randn(mean.shape, generator=self.generator, dtype=mean.dtype, device=mean.device)
+            mean = mean + log_std.exp() * noise
+        return torch.tanh(mean)[0].cpu().numpy()
 
     def update(self, batch: Batch, *, backend: str | None = None) -> dict[str, Tensor]:
         """One step of critics, actor and temperature, and of the targets when due. Returns scalars to log.
 
         Args:
-            batch: the transitions.
-            backend: "reference" for the plain update in torch, "cpp" for the same numbers up to rounding from one native
-                call on the same tensors; None: the innermost `with backend(…)`, or else the best. They may take turns.
+            batch: the transitions, on the agent's device.
+            backend: "reference" for the plain update in torch, kernel by kernel; on the CPU "cpp" for the same numbers up
+                to rounding from one native call; on a GPU "graph" for the same numbers from one CUDA graph of the same
+                kernels, for which nothing may be captured already. None: the innermost `with backend(…)`, or else the
+                best. All work on the same tensors and may take turns.
 
         Raises:
+            ValueError: the batch is on another device.
             BackendError: the backend asked for cannot be used here.
         """
+        if batch.observations.device != self.device:
+            raise ValueError(f"batch must be on the agent's device, {self.device}, got {batch.observations.device}")
         return _UPDATE.kernel(_UPDATE.select(batch.observations, backend))(self, batch)
 
+    def moves_targets(self) -> bool:
+        """Whether the next update moves the target critics."""
+        return (self.num_updates + 1) % self.config.target_update_interval == 0
+
+    def learned_params(self) -> list[Tensor]:
+        """All that the optimisers move: actor, temperature, critics."""
+        return [*self._actor_params, self.log_temperature, *self._critic_params]
+
     def _reference_update(self, batch: Batch) -> dict[str, Tensor]:
+        report = self.step(batch, self.moves_targets())
+        self.num_updates += 1
+        return report
+
+    def step(self, batch: Batch, moves_targets: bool) -> dict[str, Tensor]:
+        """The computations of `update`, kernel by kernel: no number is read from the device, none is counted."""
         config, generator = self.config, self.generator
         temperature = self.log_temperature.detach().exp()
 
@@ -163,9 +205,9 @@ class SAC:
         self.log_temperature.grad = temperature * (entropy - self.target_entropy)
         self.actor_optimizer.step()
 
-        self.num_updates += 1
-        if self.num_updates % config.target_update_interval == 0:
-            torch._foreach_lerp_(self._target_params, self._critic_params, config.polyak)
+        if moves_targets:
+            with torch.no_grad():
+                torch._foreach_lerp_(self._target_params, self._critic_params, config.polyak)
         return {
             "critic_loss": critic_loss.detach(),
             "actor_loss": actor_loss.detach(),
@@ -187,7 +229,16 @@ class SAC:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned, from an agent of the same sizes."""
+        """Take over what `state_dict` returned, from an agent of the same sizes on a device of the same type.
+
+        Raises:
+            ValueError: a generator on a device of another type, whose stream this one cannot go on with.
+        """
+        if len(state["generator"]) != len(self.generator.get_state()):
+            raise ValueError(
+                f"state must come from an agent on a device of type {self.device.type}: "
+                f"its generator has {len(state['generator'])} bytes, this one {len(self.generator.get_state())}"
+            )
         self.actor.load_state_dict(state["actor"])
         self.critic.load_state_dict(state["critic"])
         self.target_critic.load_state_dict(state["target_critic"])
@@ -213,6 +264,11 @@ _UPDATE.register(
     lambda: importlib.import_module("parl_core.rl.native_sac").update,
     device_types=frozenset({"cpu"}),
     dtypes=frozenset({torch.float32, torch.float64}),
+)
+_UPDATE.register(
+    "graph",
+    lambda: importlib.import_module("parl_core.rl.graphed_sac").update,
+    device_types=frozenset({"cuda"}),
 )
 
 

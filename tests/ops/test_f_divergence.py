@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from parl_core.ops import available_backends, f_divergence
-from parl_core.ops.f_divergence import _SUM, _TERMS
+from parl_core.ops.f_divergence import _SUM
+from parl_core.ops.f_divergence_elementwise import TERMS
 from parl_core.ops.f_divergence_terms import KINDS
 from tests.ops.f_divergences import (
     MODES,
@@ -53,7 +54,7 @@ class TestSummand:
     def test_against_the_definition(self, backend, name, dtype):
         """Value and two derivatives of every element; the definition is differentiated by autograd in float64."""
         for sampled_from, on_policy in MODES:
-            term, kernel = case_term(name, sampled_from, on_policy), _TERMS.kernel(backend)
+            term, kernel = case_term(name, sampled_from, on_policy), TERMS.kernel(backend)
             x, expected = expected_of_normals(name, sampled_from, on_policy, dtype)
             # The definition itself cancels about x = 0, by eps/|α(α − 1)|.
             scale = 1 + max(part.abs().max().item() for part in expected) * 1e-3
@@ -189,7 +190,7 @@ class TestExtremes:
         """Far out: as in exact arithmetic, rounded to an infinity or to zero where the dtype ends there."""
         for sampled_from, on_policy in MODES:
             mpmath = pytest.importorskip("mpmath")
-            term, kernel = case_term(name, sampled_from, on_policy), _TERMS.kernel(backend)
+            term, kernel = case_term(name, sampled_from, on_policy), TERMS.kernel(backend)
             points = [-800.0, -300.0, -89.5, -20.0, 20.0, 89.5, 300.0, 800.0]
             for order in range(3):
                 found = kernel(torch.tensor(points, dtype=dtype), term, order)
@@ -225,7 +226,7 @@ class TestExtremes:
             term = case_term(name, sampled_from, on_policy)
             assert math.isnan(_SUM.kernel(backend)(x, None, None, term, gradient).item())
             for order in range(3):
-                found = _TERMS.kernel(backend)(x, term, order)
+                found = TERMS.kernel(backend)(x, term, order)
                 assert found.isnan().nonzero().flatten().tolist() == [33]
 
     @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
-"""Every public op where shapes are known and numbers are not: under torch.compile, and with fake tensors.
+"""Every public op where shapes are known and numbers are not: under torch.compile, with fake tensors, on an accelerator.
 
 A new op fails here until it has a case in `CASES`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from parl_core import ops
+from tests.host_reads import no_host_reads
 
 STEPS, PER_STEP = 7, "T"
 
@@ -66,6 +69,9 @@ CASES = {
 }
 
 
+SCANS = ("discounted_returns", "prefix_sum", "linear_recurrence", "gae", "td_lambda", "vtrace")
+
+
 @pytest.fixture(params=CASES)
 def case(request) -> Case:
     torch._dynamo.reset()
@@ -84,7 +90,7 @@ def inputs_of(case: Case, steps: int = STEPS) -> list[Tensor]:
 
 def total(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
     """A number of all that an op returns, with a second derivative whatever the op's own."""
-    return sum((output.square().sum() for output in ((outputs,) if isinstance(outputs, Tensor) else outputs)))
+    return sum(output.square().sum() for output in ((outputs,) if isinstance(outputs, Tensor) else outputs))
 
 
 def derivatives(value: Tensor, inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -155,3 +161,61 @@ def test_shapes_of_derivatives_need_no_numbers(case):
             offsets[-1].item()
         for found in derivatives(total(case.call(offsets, *inputs)), inputs):
             assert [one.shape for one in found] == [one.shape for one in inputs]
+
+
+# The references of the scans pad to the longest trajectory, whose length they read.
+BY_BACKEND = [(name, None) for name in CASES] + [
+    (name, "reference") for name in CASES if name.split(",")[0] not in SCANS
+]
+
+
+@pytest.mark.parametrize(("case", "backend"), BY_BACKEND, indirect=["case"])
+def test_on_an_accelerator_a_second_call_reads_no_number(case, backend, monkeypatch):
+    """Tensors on the CPU stand in for those on an accelerator."""
+    for module in ("offsets", "ops.f_divergence"):
+        monkeypatch.setattr(importlib.import_module(f"parl_core.{module}"), "reads_are_free", lambda device: False)
+    offsets, inputs = offsets_of(STEPS), inputs_of(case)
+    with ops.backend(backend) if backend else contextlib.nullcontext():
+        derivatives(total(case.call(offsets, *inputs)), inputs)
+        with no_host_reads():
+            case.call(offsets, *(tensor.detach() for tensor in inputs))
+            derivatives(total(case.call(offsets, *inputs)), inputs)
+            torch.autograd.grad(total(case.call(offsets, *inputs)), inputs)
+
+
+@pytest.mark.gpu
+def test_captured_in_a_cuda_graph(case, device):
+    """What a call before has seen is not looked at; replays follow the numbers in the inputs' memory."""
+    offsets = offsets_of(STEPS).to(device)
+    inputs = [tensor.detach().float().to(device).requires_grad_() for tensor in inputs_of(case)]
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(total(case.call(offsets, *inputs)), inputs)
+
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        gradients()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph, stream=stream):
+        captured = gradients()
+    with torch.no_grad():
+        for tensor in inputs:
+            tensor.mul_(0.5)
+    graph.replay()
+    for found, expected in zip(captured, gradients(), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.gpu
+def test_compiled_into_cuda_graphs(device):
+    """torch.compile copies inputs to places of its own, so that these offsets are looked at by the graph."""
+    case = CASES["gae"]
+    compiled = torch.compile(case.call, fullgraph=True, mode="reduce-overhead")
+    for step in range(5):
+        offsets = torch.tensor([0, step, STEPS], device=device)
+        inputs = [(tensor.detach() + step).float().to(device).requires_grad_() for tensor in inputs_of(case)]
+        torch.compiler.cudagraph_mark_step_begin()
+        found = torch.autograd.grad(total(compiled(offsets, *inputs)), inputs)
+        expected = torch.autograd.grad(total(case.call(offsets, *inputs)), inputs)
+        torch.testing.assert_close([one.clone() for one in found], list(expected))

@@ -208,6 +208,20 @@ def test_a_loaded_learner_and_dataset_continue_bit_for_bit():
         PreferenceDataset(10, LENGTH, 3, 2).load_state_dict(dataset.state_dict())
 
 
+@pytest.mark.gpu
+def test_a_fit_on_a_gpu_is_that_on_the_cpu(device):
+    dataset, learner = make_dataset(40), make_learner(0, learning_rate=1e-3)
+    there, other = PreferenceDataset(40, LENGTH, 3, 2, device=device), make_learner(1, learning_rate=1e-3)
+    there.load_state_dict(dataset.state_dict())
+    other.ensemble.to(device)
+    other.load_state_dict(learner.state_dict())
+    expected, found = learner.fit(dataset, 3, 1.0), other.fit(there, 3, 1.0)
+    assert found.epochs == expected.epochs and found.loss == pytest.approx(expected.loss, rel=1e-4)
+    torch.testing.assert_close(flat(other.ensemble).cpu(), flat(learner.ensemble), rtol=1e-3, atol=1e-4)
+    recent = there.recent(3)
+    assert recent.labels.device.type == recent.first.offsets.device.type == device.type
+
+
 # Blocks of 128 rows: several pairs in one, one pair, and a pair that is longer than a block.
 @pytest.mark.parametrize(("length", "pairs"), [(1, 40), (5, 30), (50, 7), (64, 5), (100, 3)])
 @pytest.mark.parametrize("threads", [1, 2])

@@ -10,11 +10,15 @@ import torch
 
 from parl_core.errors import NonFiniteError
 from parl_core.rl.replay import FIRST_ROWS, ReplayBuffer
+from tests.host_reads import no_host_reads
 
 
-def filled(capacity: int, count: int) -> ReplayBuffer:
+def filled(capacity: int, count: int, device: torch.device | str = "cpu") -> ReplayBuffer:
     """Transition i: (i, −i), action 10 i, reward i, then (i+1, −i−1), terminal if 3 divides i."""
-    replay = ReplayBuffer(capacity, obs_dim=2, act_dim=1)
+    return fill(ReplayBuffer(capacity, obs_dim=2, act_dim=1, device=device), count)
+
+
+def fill(replay: ReplayBuffer, count: int) -> ReplayBuffer:
     for i in range(count):
         replay.add(np.array([i, -i]), np.array([10 * i]), float(i), np.array([i + 1, -i - 1]), i % 3 == 0)
     return replay
@@ -76,6 +80,31 @@ def test_a_bad_transition_is_refused():
     assert len(replay) == 2
     with pytest.raises(ValueError, match="empty"):
         filled(5, 0).sample(1, torch.Generator())
+
+
+def test_rows_past_numpy_are_the_same():
+    """As they are written on a GPU."""
+    replay = filled(5, 0)
+    replay._rows_numpy = None
+    assert torch.equal(fill(replay, 13)._rows, filled(5, 13)._rows)
+
+
+def test_on_a_device_everything_is_on_it(device):
+    replay, generator = filled(5, 13, device), torch.Generator(device).manual_seed(0)
+    with no_host_reads():
+        batch = replay.sample(400, generator)
+    assert {part.device.type for part in batch} == {device.type}
+    assert set(batch.rewards.tolist()) == {8, 9, 10, 11, 12}
+    assert torch.equal(batch.actions, 10 * batch.rewards.unsqueeze(1))
+    replay.relabel(lambda observations, actions: observations[:, 1] + 2 * actions[:, 0], chunk=3)
+    assert torch.equal(replay.rewards, 19 * replay.observations[:, 0])
+    other = filled(5, 0)
+    other.load_state_dict(replay.state_dict())
+    assert torch.equal(other.rewards, replay.rewards.cpu())
+    replay.load_state_dict(other.state_dict())
+    assert replay.rewards.device.type == device.type
+    replay.rewards.zero_()
+    assert other.rewards.all()
 
 
 @pytest.mark.parametrize("count", [0, 4, 7, 19])

@@ -138,6 +138,15 @@ def test_the_actor_step_leaves_no_gradient_at_the_critics():
         torch.testing.assert_close((new - old)[large], -3e-4 * gradient.sign()[large], rtol=2e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_the_targets_remember_no_graph(backend):
+    sac = make()
+    for seed in range(4):
+        sac.update(random_batch(seed), backend=backend)
+    assert not any(param.requires_grad or param.grad_fn for param in sac.target_critic.parameters())
+    copy.deepcopy(sac).update(random_batch(4), backend=backend)
+
+
 def test_resetting_the_critic_keeps_actor_and_temperature():
     sac = make()
     for seed in range(3):

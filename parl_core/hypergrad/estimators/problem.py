@@ -213,9 +213,9 @@ def _mean_of_others(values: Tensor, trajectories: Trajectories) -> Tensor:
 def _sums_at_each_time(values: Tensor, trajectories: Trajectories, weights: Tensor) -> Tensor:
     """(T,) at each step, Σ_i weight_i · (trajectory i's value at that time, or its last one if it has ended)."""
     lengths, index, time = trajectories.lengths, trajectories.trajectory_index, trajectories.time
-    horizon = int(lengths.max())
+    horizon = trajectories.horizon
     weighted = weights[index] * values
     running = values.new_zeros(horizon).index_add(0, time, weighted)
-    is_last = time == lengths[index] - 1
-    ended = values.new_zeros(horizon + 1).index_add(0, lengths[index][is_last], weighted[is_last])
+    at_the_end = torch.where(time == lengths[index] - 1, weighted, 0.0)
+    ended = values.new_zeros(horizon + 1).index_add(0, lengths[index], at_the_end)
     return (running + ended[:horizon].cumsum(0))[time]
