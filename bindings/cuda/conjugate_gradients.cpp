@@ -15,7 +15,7 @@ class ConjugateGradients {
   public:
     ConjugateGradients(py::object rhs, py::object x, py::object residual, py::object direction,
                        py::object history, py::object reals, py::object words, py::object partials,
-                       double damping, double rtol, int patience)
+                       double rtol, int patience)
         : tensors_{rhs, x, residual, direction, history, reals, words, partials},
           rhs_(view_device(rhs, "rhs")),
           x_(like_rhs(x, "x")),
@@ -25,7 +25,6 @@ class ConjugateGradients {
           reals_(view_device(reals, "reals")),
           words_(view_device(words, "words")),
           partials_(view_device(partials, "partials")),
-          damping_(damping),
           rtol_(rtol),
           patience_(patience) {
         if (rhs_.dtype != DType::kFloat32 && rhs_.dtype != DType::kFloat64) {
@@ -100,7 +99,6 @@ class ConjugateGradients {
                 reals_.as<T>(),
                 words_.as<int>(),
                 partials_.as<double>(),
-                damping_,
                 rtol_,
                 static_cast<int>(history_.size - 1),
                 patience_};
@@ -108,7 +106,7 @@ class ConjugateGradients {
 
     std::array<py::object, 8> tensors_;
     DeviceTensor rhs_, x_, residual_, direction_, history_, reals_, words_, partials_;
-    double damping_, rtol_;
+    double rtol_;
     int patience_;
 };
 
@@ -119,10 +117,9 @@ void bind_conjugate_gradients(py::module_& module) {
         module, "ConjugateGradients",
         "What conjugate gradients do between two products: see parl_core.hypergrad.solvers.cuda_cg.");
     solve.def(py::init<py::object, py::object, py::object, py::object, py::object, py::object, py::object,
-                       py::object, double, double, int>(),
+                       py::object, double, int>(),
               py::arg("rhs"), py::arg("x"), py::arg("residual"), py::arg("direction"), py::arg("history"),
-              py::arg("reals"), py::arg("words"), py::arg("partials"), py::arg("damping"), py::arg("rtol"),
-              py::arg("patience"));
+              py::arg("reals"), py::arg("words"), py::arg("partials"), py::arg("rtol"), py::arg("patience"));
     solve.def("start", &ConjugateGradients::start, py::arg("residual"), py::arg("stream"),
               "Begin at x, whose true residual is given.");
     solve.def("step", &ConjugateGradients::step, py::arg("image"), py::arg("stream"),

@@ -46,7 +46,7 @@ struct CurvatureVisit {
 
     __device__ void operator()(std::int64_t i, double (&sums)[3]) const {
         const T direction = s.p[i];
-        const T full = image[i] + static_cast<T>(s.damping) * direction;
+        const T full = image[i];
         sums[0] += static_cast<double>(direction) * static_cast<double>(full);
         sums[1] += static_cast<double>(direction) * static_cast<double>(direction);
         sums[2] += static_cast<double>(full) * static_cast<double>(full);
@@ -75,9 +75,8 @@ struct StepVisit {
     T step;
 
     __device__ void operator()(std::int64_t i, double (&sums)[1]) const {
-        const T direction = s.p[i];
-        s.x[i] += step * direction;
-        const T residual = s.r[i] - step * (image[i] + static_cast<T>(s.damping) * direction);
+        s.x[i] += step * s.p[i];
+        const T residual = s.r[i] - step * image[i];
         s.r[i] = residual;
         sums[0] += static_cast<double>(residual) * static_cast<double>(residual);
     }
@@ -110,7 +109,7 @@ struct StartVisit {
 
 template <typename T>
 __device__ T residual_at(const CgSolve<T>& s, const T* image, std::int64_t i) {
-    return s.rhs[i] - (image[i] + static_cast<T>(s.damping) * s.x[i]);
+    return s.rhs[i] - image[i];
 }
 
 // Of the true residual, and of x.

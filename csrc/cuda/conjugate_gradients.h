@@ -17,8 +17,8 @@ enum Word { kCount, kFailures, kNegative, kHalted, kActive, kUnchecked, kRestart
 // Of `partials`, sums by block.
 constexpr int kNumPartials = 1584;
 
-// Device memory of one solve of (A + damping·I) x = rhs, with ‖rhs‖ = 1 unless rhs is zero. `image` in what follows
-// is A's product alone. All of it may hold anything before `cg_start` but for rhs and x, the start.
+// Device memory of one solve of A x = rhs, with ‖rhs‖ = 1 unless rhs is zero. All of it may hold anything before
+// `cg_start` but for rhs and x, the start.
 template <typename T>
 struct CgSolve {
     std::int64_t size;
@@ -30,13 +30,12 @@ struct CgSolve {
     T* reals;          // (kNumReals,)
     int* words;        // (kNumWords,)
     double* partials;  // (kNumPartials,)
-    double damping;
     double rtol;
     int max_iterations;
     int patience;  // restarts in a row that may fail to halve the residual
 };
 
-// Begins at x, whose residual rhs − A x − damping·x is given.
+// Begins at x, whose residual rhs − A x is given.
 template <typename T>
 void cg_start(const CgSolve<T>& solve, const T* residual, cudaStream_t stream);
 

@@ -1,6 +1,6 @@
 """Conjugate gradients with CUDA kernels for all that lies between two products of any operator.
 
-`launch` with `ConjugateGradients` is the specification, for one right-hand side. There an iteration takes some thirty
+`launch` with `ConjugateGradients` is the specification, for one right-hand side. There an iteration takes some forty
 kernels beside the product; here it takes one for short vectors and three for others, the scalars stay in device memory, and
 a solve that is over leaves its vectors alone.
 
@@ -32,7 +32,7 @@ def launch_on_cuda(system: System, *, rtol: float, max_iterations: int) -> Calla
     reals = x.new_empty(library.num_reals)
     words = torch.empty(library.num_words, dtype=torch.int32, device=x.device)
     partials = torch.empty(library.num_partials, dtype=torch.float64, device=x.device)
-    solve = library(system.rhs, x, torch.empty_like(x), direction, history, reals, words, partials, 0.0, rtol, PATIENCE)
+    solve = library(system.rhs, x, torch.empty_like(x), direction, history, reals, words, partials, rtol, PATIENCE)
     # In the order of csrc/cuda/conjugate_gradients.h.
     norm, operator_norm, best = reals[:3]
     count, failures, negative, halted, active = words[:5]
