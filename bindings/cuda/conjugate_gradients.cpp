@@ -15,7 +15,7 @@ class ConjugateGradients {
   public:
     ConjugateGradients(py::object rhs, py::object x, py::object residual, py::object direction,
                        py::object history, py::object reals, py::object words, py::object partials,
-                       double damping, double rtol, int patience)
+                       double rtol, int patience)
         : tensors_{rhs, x, residual, direction, history, reals, words, partials},
           rhs_(view_device(rhs, "rhs")),
           x_(like_rhs(x, "x")),
@@ -25,7 +25,6 @@ class ConjugateGradients {
           reals_(view_device(reals, "reals")),
           words_(view_device(words, "words")),
           partials_(view_device(partials, "partials")),
-          damping_(damping),
           rtol_(rtol),
           patience_(patience) {
         if (rhs_.dtype != DType::kFloat32 && rhs_.dtype != DType::kFloat64) {
@@ -62,23 +61,23 @@ class ConjugateGradients {
         }
     }
 
-    void step(py::handle image, int taken, std::uintptr_t stream) const {
-        const DeviceTensor view = product(image, taken, 1);
+    void step(py::handle image, std::uintptr_t stream) const {
+        const DeviceTensor view = like_rhs(image, "image");
         const OnDevice device(rhs_);
         if (rhs_.dtype == DType::kFloat32) {
-            parl::cuda::cg_step(solve<float>(), view.as<const float>(), taken, stream_of(stream));
+            parl::cuda::cg_step(solve<float>(), view.as<const float>(), stream_of(stream));
         } else {
-            parl::cuda::cg_step(solve<double>(), view.as<const double>(), taken, stream_of(stream));
+            parl::cuda::cg_step(solve<double>(), view.as<const double>(), stream_of(stream));
         }
     }
 
-    void check(py::handle image, int taken, std::uintptr_t stream) const {
-        const DeviceTensor view = product(image, taken, 0);
+    void check(py::handle image, std::uintptr_t stream) const {
+        const DeviceTensor view = like_rhs(image, "image");
         const OnDevice device(rhs_);
         if (rhs_.dtype == DType::kFloat32) {
-            parl::cuda::cg_check(solve<float>(), view.as<const float>(), taken, stream_of(stream));
+            parl::cuda::cg_check(solve<float>(), view.as<const float>(), stream_of(stream));
         } else {
-            parl::cuda::cg_check(solve<double>(), view.as<const double>(), taken, stream_of(stream));
+            parl::cuda::cg_check(solve<double>(), view.as<const double>(), stream_of(stream));
         }
     }
 
@@ -87,14 +86,6 @@ class ConjugateGradients {
         const DeviceTensor view = view_device(tensor, name);
         require_like(view, name, rhs_, "rhs");
         return view;
-    }
-
-    DeviceTensor product(py::handle image, int taken, int least) const {
-        if (taken < least || taken >= history_.size) {
-            throw py::value_error("taken must be " + std::to_string(least) + " to " +
-                                  std::to_string(history_.size - 1) + ", got " + std::to_string(taken));
-        }
-        return like_rhs(image, "image");
     }
 
     template <typename T>
@@ -108,14 +99,14 @@ class ConjugateGradients {
                 reals_.as<T>(),
                 words_.as<int>(),
                 partials_.as<double>(),
-                damping_,
                 rtol_,
+                static_cast<int>(history_.size - 1),
                 patience_};
     }
 
     std::array<py::object, 8> tensors_;
     DeviceTensor rhs_, x_, residual_, direction_, history_, reals_, words_, partials_;
-    double damping_, rtol_;
+    double rtol_;
     int patience_;
 };
 
@@ -126,15 +117,14 @@ void bind_conjugate_gradients(py::module_& module) {
         module, "ConjugateGradients",
         "What conjugate gradients do between two products: see parl_core.hypergrad.solvers.cuda_cg.");
     solve.def(py::init<py::object, py::object, py::object, py::object, py::object, py::object, py::object,
-                       py::object, double, double, int>(),
+                       py::object, double, int>(),
               py::arg("rhs"), py::arg("x"), py::arg("residual"), py::arg("direction"), py::arg("history"),
-              py::arg("reals"), py::arg("words"), py::arg("partials"), py::arg("damping"), py::arg("rtol"),
-              py::arg("patience"));
+              py::arg("reals"), py::arg("words"), py::arg("partials"), py::arg("rtol"), py::arg("patience"));
     solve.def("start", &ConjugateGradients::start, py::arg("residual"), py::arg("stream"),
               "Begin at x, whose true residual is given.");
-    solve.def("step", &ConjugateGradients::step, py::arg("image"), py::arg("taken"), py::arg("stream"),
+    solve.def("step", &ConjugateGradients::step, py::arg("image"), py::arg("stream"),
               "One iteration, with the product of the direction.");
-    solve.def("check", &ConjugateGradients::check, py::arg("image"), py::arg("taken"), py::arg("stream"),
+    solve.def("check", &ConjugateGradients::check, py::arg("image"), py::arg("stream"),
               "Look at the true residual, with the product of x.");
     solve.attr("num_reals") = static_cast<int>(parl::cuda::kNumReals);
     solve.attr("num_words") = static_cast<int>(parl::cuda::kNumWords);

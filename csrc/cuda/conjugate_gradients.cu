@@ -35,7 +35,7 @@ template <typename T>
 __device__ void decide(const CgSolve<T>& s) {
     const T norm = s.reals[kNorm];
     s.words[kActive] = is_finite(norm) && norm > static_cast<T>(s.rtol) && !s.words[kHalted] &&
-                       s.words[kFailures] < s.patience;
+                       s.words[kFailures] < s.patience && s.words[kCount] < s.max_iterations;
 }
 
 // p·A p, p·p and A p·A p.
@@ -46,7 +46,7 @@ struct CurvatureVisit {
 
     __device__ void operator()(std::int64_t i, double (&sums)[3]) const {
         const T direction = s.p[i];
-        const T full = image[i] + static_cast<T>(s.damping) * direction;
+        const T full = image[i];
         sums[0] += static_cast<double>(direction) * static_cast<double>(full);
         sums[1] += static_cast<double>(direction) * static_cast<double>(direction);
         sums[2] += static_cast<double>(full) * static_cast<double>(full);
@@ -75,9 +75,8 @@ struct StepVisit {
     T step;
 
     __device__ void operator()(std::int64_t i, double (&sums)[1]) const {
-        const T direction = s.p[i];
-        s.x[i] += step * direction;
-        const T residual = s.r[i] - step * (image[i] + static_cast<T>(s.damping) * direction);
+        s.x[i] += step * s.p[i];
+        const T residual = s.r[i] - step * image[i];
         s.r[i] = residual;
         sums[0] += static_cast<double>(residual) * static_cast<double>(residual);
     }
@@ -85,13 +84,12 @@ struct StepVisit {
 
 // Leaves in kRatio how much of p goes on in the next direction.
 template <typename T>
-__device__ void finish_step(const CgSolve<T>& s, double sum, int taken) {
+__device__ void finish_step(const CgSolve<T>& s, double sum) {
     const T square = static_cast<T>(sum);
     s.reals[kRatio] = square / s.reals[kSquare];
     s.reals[kSquare] = square;
     s.reals[kNorm] = root<T>(sum);
-    s.words[kCount] = taken;
-    s.history[taken] = s.reals[kNorm];
+    s.history[++s.words[kCount]] = s.reals[kNorm];
     decide(s);
 }
 
@@ -111,7 +109,7 @@ struct StartVisit {
 
 template <typename T>
 __device__ T residual_at(const CgSolve<T>& s, const T* image, std::int64_t i) {
-    return s.rhs[i] - (image[i] + static_cast<T>(s.damping) * s.x[i]);
+    return s.rhs[i] - image[i];
 }
 
 // Of the true residual, and of x.
@@ -140,7 +138,7 @@ __device__ bool is_rounding(const CgSolve<T>& s, T x_norm) {
 }
 
 template <typename T>
-__device__ void finish_residual(const CgSolve<T>& s, const double (&sums)[2], int taken) {
+__device__ void finish_residual(const CgSolve<T>& s, const double (&sums)[2]) {
     const T rtol = static_cast<T>(s.rtol), claimed = s.reals[kNorm], norm = root<T>(sums[0]);
     s.reals[kNorm] = norm;
     s.words[kUnchecked] = 0;
@@ -151,10 +149,8 @@ __device__ void finish_residual(const CgSolve<T>& s, const double (&sums)[2], in
         if (is_stuck && is_rounding(s, root<T>(sums[1]))) s.words[kFailures] = s.patience;
         if (norm < s.reals[kBest]) s.reals[kBest] = norm;
         s.reals[kSquare] = static_cast<T>(sums[0]);
-        // The iterations in which it was frozen.
-        for (int k = s.words[kCount] + 1; k < taken; ++k) s.history[k] = claimed;
     }
-    s.history[taken] = norm;
+    s.history[s.words[kCount]] = norm;
     decide(s);
 }
 
@@ -182,10 +178,10 @@ __global__ void curvature(CgSolve<T> s, const T* image) {
 }
 
 template <typename T>
-__global__ void step(CgSolve<T> s, const T* image, int taken) {
+__global__ void step(CgSolve<T> s, const T* image) {
     if (!s.words[kActive]) return;
     sweep<1>(s.size, s.partials, s.words + kTicket, StepVisit<T>{s, image, s.reals[kRatio]},
-             [&](const double (&sums)[1]) { finish_step(s, sums[0], taken); });
+             [&](const double (&sums)[1]) { finish_step(s, sums[0]); });
 }
 
 template <typename T>
@@ -204,7 +200,7 @@ __global__ void direction(CgSolve<T> s) {
 
 // The three in one block.
 template <typename T>
-__global__ void __launch_bounds__(kBlockThreads) iteration(CgSolve<T> s, const T* image, int taken) {
+__global__ void __launch_bounds__(kBlockThreads) iteration(CgSolve<T> s, const T* image) {
     if (!s.words[kActive]) return;
     double along[3];
     visit_elements<3>(s.size, CurvatureVisit<T>{s, image}, along);
@@ -215,19 +211,19 @@ __global__ void __launch_bounds__(kBlockThreads) iteration(CgSolve<T> s, const T
     double square[1];
     visit_elements<1>(s.size, StepVisit<T>{s, image, s.reals[kRatio]}, square);
     sum_block<1>(square);  // waits for all to have read the step's length
-    if (threadIdx.x == 0) finish_step(s, square[0], taken);
+    if (threadIdx.x == 0) finish_step(s, square[0]);
     __syncthreads();
     if (s.words[kActive]) turn(s, s.reals[kRatio]);
 }
 
 template <typename T>
-__global__ void residual(CgSolve<T> s, const T* image, int taken) {
+__global__ void residual(CgSolve<T> s, const T* image) {
     if (!s.words[kUnchecked]) {
         if (blockIdx.x == 0 && threadIdx.x == 0) s.words[kRestart] = 0;
         return;
     }
     sweep<2>(s.size, s.partials, s.words + kTicket, ResidualVisit<T>{s, image},
-             [&](const double (&sums)[2]) { finish_residual(s, sums, taken); });
+             [&](const double (&sums)[2]) { finish_residual(s, sums); });
 }
 
 template <typename T>
@@ -254,29 +250,29 @@ void cg_start(const CgSolve<T>& solve, const T* residual, cudaStream_t stream) {
 }
 
 template <typename T>
-void cg_step(const CgSolve<T>& solve, const T* image, int taken, cudaStream_t stream) {
+void cg_step(const CgSolve<T>& solve, const T* image, cudaStream_t stream) {
     if (solve.size <= kOneBlock) {
         const std::int64_t warps = (solve.size + kWarp * kSweepElements - 1) / (kWarp * kSweepElements);
         const unsigned threads =
             static_cast<unsigned>(std::clamp<std::int64_t>(kWarp * warps, kWarp, kBlockThreads));
-        launch(iteration<T>, dim3(1), dim3(threads), 0, stream, solve, image, taken);
+        launch(iteration<T>, dim3(1), dim3(threads), 0, stream, solve, image);
         return;
     }
     launch_sweep(curvature<T>, solve, stream, image);
-    launch_sweep(step<T>, solve, stream, image, taken);
+    launch_sweep(step<T>, solve, stream, image);
     launch_sweep(direction<T>, solve, stream);
 }
 
 template <typename T>
-void cg_check(const CgSolve<T>& solve, const T* image, int taken, cudaStream_t stream) {
-    launch_sweep(residual<T>, solve, stream, image, taken);
+void cg_check(const CgSolve<T>& solve, const T* image, cudaStream_t stream) {
+    launch_sweep(residual<T>, solve, stream, image);
     launch_sweep(restart<T>, solve, stream, image);
 }
 
-#define PARL_INSTANTIATE(T)                                                   \
-    template void cg_start<T>(const CgSolve<T>&, const T*, cudaStream_t);     \
-    template void cg_step<T>(const CgSolve<T>&, const T*, int, cudaStream_t); \
-    template void cg_check<T>(const CgSolve<T>&, const T*, int, cudaStream_t);
+#define PARL_INSTANTIATE(T)                                               \
+    template void cg_start<T>(const CgSolve<T>&, const T*, cudaStream_t); \
+    template void cg_step<T>(const CgSolve<T>&, const T*, cudaStream_t);  \
+    template void cg_check<T>(const CgSolve<T>&, const T*, cudaStream_t);
 PARL_INSTANTIATE(float)
 PARL_INSTANTIATE(double)
 

@@ -17,8 +17,8 @@ enum Word { kCount, kFailures, kNegative, kHalted, kActive, kUnchecked, kRestart
 // Of `partials`, sums by block.
 constexpr int kNumPartials = 1584;
 
-// Device memory of one solve of (A + damping·I) x = rhs, with ‖rhs‖ = 1 unless rhs is zero. `image` in what follows
-// is A's product alone. All of it may hold anything before `cg_start` but for rhs and x, the start.
+// Device memory of one solve of A x = rhs, with ‖rhs‖ = 1 unless rhs is zero. All of it may hold anything before
+// `cg_start` but for rhs and x, the start.
 template <typename T>
 struct CgSolve {
     std::int64_t size;
@@ -26,27 +26,27 @@ struct CgSolve {
     T* x;              // (size,)
     T* r;              // (size,) the recurrence's residual
     T* p;              // (size,) the direction
-    T* history;        // (iterations + 1,) norms; those after `count`, or of a frozen iteration, mean nothing
+    T* history;        // (max_iterations + 1,) norms; those after `count` are not written
     T* reals;          // (kNumReals,)
     int* words;        // (kNumWords,)
     double* partials;  // (kNumPartials,)
-    double damping;
     double rtol;
+    int max_iterations;
     int patience;  // restarts in a row that may fail to halve the residual
 };
 
-// Begins at x, whose residual rhs − A x − damping·x is given.
+// Begins at x, whose residual rhs − A x is given.
 template <typename T>
 void cg_start(const CgSolve<T>& solve, const T* residual, cudaStream_t stream);
 
-// Iteration number `taken`, from 1, with the product A p; leaves the next direction in p. One launch for short
-// vectors, three for others.
+// One iteration, with the product A p; leaves the next direction in p. Nothing happens once the solve is over. One
+// launch for short vectors, three for others.
 template <typename T>
-void cg_step(const CgSolve<T>& solve, const T* image, int taken, cudaStream_t stream);
+void cg_step(const CgSolve<T>& solve, const T* image, cudaStream_t stream);
 
-// Puts the true residual's norm in place of the recurrence's, with the product A x after `taken` iterations, and
-// starts again from x where the two disagree materially.
+// Puts the true residual's norm in place of the recurrence's, with the product A x, and starts again from x where the
+// two disagree materially.
 template <typename T>
-void cg_check(const CgSolve<T>& solve, const T* image, int taken, cudaStream_t stream);
+void cg_check(const CgSolve<T>& solve, const T* image, cudaStream_t stream);
 
 }  // namespace parl::cuda

@@ -10,8 +10,9 @@ import torch
 
 import parl_core as parl
 from parl_core.hypergrad import curvature as curvatures
-from parl_core.hypergrad.solvers import Preconditioner, capture
+from parl_core.hypergrad.solvers import Preconditioner, capture, drive
 from parl_core.hypergrad.solvers.system import System
+from parl_core.ops.accelerators import emulated
 from tests.hypergrad.native_policies import make_policy, make_steps
 from tests.hypergrad.systems import F64, spd
 
@@ -23,11 +24,11 @@ SOLVERS = {
     "Neumann": lambda limit: parl.Neumann(rtol=1e-9, max_iterations=20 * limit),
 }
 CURVATURES = {
-    "Fisher": parl.Fisher(0.3, damping=1.0),
-    "Fisher of steps": parl.Fisher(0.3, damping=1.0, scores="steps"),
-    "Fisher of trajectories": parl.Fisher(0.3, damping=1.0, scores="trajectories"),
-    "ScoreHessian": parl.ScoreHessian(temperature=0.1, damping=20.0),
-    "LogProbHessian": parl.LogProbHessian(damping=20.0),
+    "Fisher": parl.Fisher(0.3, damping=20.0),
+    "Fisher of steps": parl.Fisher(0.3, damping=50.0, scores="steps"),
+    "Fisher of trajectories": parl.Fisher(0.3, damping=50.0, scores="trajectories"),
+    "ScoreHessian": parl.ScoreHessian(temperature=1e-4, damping=50.0),
+    "LogProbHessian": parl.LogProbHessian(damping=50.0),
 }
 linearizations = importlib.import_module("parl_core.hypergrad.linearize")  # the function has its name
 LENGTHS = (30, 0, 7, 1, 25)
@@ -127,9 +128,10 @@ def capturing(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
 
 
-@pytest.mark.parametrize("solver", [parl.CG(max_iterations=60), parl.MINRES(max_iterations=60)], ids=["CG", "MINRES"])
-@pytest.mark.parametrize("curvature", CURVATURES)
-@pytest.mark.parametrize("head", ["state", "categorical"])
+@pytest.mark.parametrize(
+    ("head", "curvature", "solver"),
+    [*(("state", name, parl.CG) for name in CURVATURES), ("categorical", "ScoreHessian", parl.MINRES)],
+)
 def test_no_number_is_needed_to_linearize_and_solve(capturing, monkeypatch, head, curvature, solver):
     """On meta tensors, which have none: asking for one raises, as the reference of scans does and no kernel."""
     for module in (curvatures, linearizations):
@@ -143,68 +145,110 @@ def test_no_number_is_needed_to_linearize_and_solve(capturing, monkeypatch, head
     linearization = parl.linearize(policy, trajectories)
     rhs = linearization.vjp(rewards)
     system = System(CURVATURES[curvature].operator(linearization, rewards, 0.9), rhs, rhs)
-    read = solver.prepare(system)(system)
-    assert system.products == 1 + 60 + 2
+    monkeypatch.setattr(drive, "CHECK_EVERY", 2)
+    read = solver(max_iterations=3).prepare(system)(system)
+    assert system.products == 1 + 3 + 2
     with pytest.raises(NotImplementedError, match="meta"):
         read()
 
 
-def test_the_way_of_a_capture(monkeypatch):
-    """Without a GPU: the same calls, and a graph that repeats nothing, so that its numbers are those of the capture."""
-    matrix, rhs = well_conditioned("cpu")
-    replays = []
+class Stream:
+    def wait_stream(self, other):
+        assert isinstance(other, Stream)
 
-    class Stream:
-        def wait_stream(self, other):
-            assert isinstance(other, Stream)
+
+@pytest.fixture
+def log(monkeypatch):
+    """What CUDA is asked for, by graphs that repeat nothing: after a replay all is as it was at capture."""
+    events = []
 
     class Graph:
-        def replay(self):
-            replays.append(self)
+        def capture_begin(self, pool):
+            assert pool == "pool"
+            events.append("begin")
 
-    cuda = torch.cuda
-    monkeypatch.setattr(cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(cuda, "graph", lambda graph, stream: contextlib.nullcontext())
-    monkeypatch.setattr(cuda, "current_stream", Stream)
-    monkeypatch.setattr(cuda, "Stream", Stream)
-    monkeypatch.setattr(cuda, "CUDAGraph", Graph)
+        def capture_end(self):
+            events.append("end")
+
+        def replay(self):
+            events.append("replay")
+
+    for name, value in {
+        "device": lambda device: contextlib.nullcontext(),
+        "stream": lambda stream: contextlib.nullcontext(),
+        "current_stream": Stream,
+        "Stream": Stream,
+        "CUDAGraph": Graph,
+        "graph_pool_handle": lambda: "pool",
+        "synchronize": lambda: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return events
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_way_of_a_capture(log, name):
+    matrix, rhs = well_conditioned("cpu")
     builds = []
 
     def build():
         builds.append(None)
         return Matrix(matrix)
 
-    for name in SOLVERS:
-        builds.clear()
-        replay = capture._capture(SOLVERS[name](60), build, rhs, None)
-        assert len(builds) == 3
-        for _ in range(2):
-            solution, expected = replay(), SOLVERS[name](60)(Matrix(matrix), rhs)
-            assert solution.status is expected.status is parl.Status.CONVERGED
-            torch.testing.assert_close(solution.value, expected.value, rtol=1e-7, atol=1e-9)
-            assert solution.products <= expected.products
-    assert len(replays) == 2 * len(SOLVERS)
+    replay = capture._capture(SOLVERS[name](60), build, rhs, None)
+    assert len(builds) == 3 and log == ["begin", "end"]
+    log.clear()
+    for _ in range(2):
+        solution, expected = replay(), SOLVERS[name](60)(Matrix(matrix), rhs)
+        assert solution.status is expected.status is parl.Status.CONVERGED
+        torch.testing.assert_close(solution.value, expected.value, rtol=1e-7, atol=1e-9)
+        assert 0 < solution.products <= expected.products
+    assert log == 2 * ["replay"]
 
-    def reads():
-        raise RuntimeError("operation not permitted when stream is capturing")
 
-    builds.clear()
+@pytest.mark.parametrize(("condition", "turns"), [(2.0, 1), (1e9, 4)])
+def test_a_loop_is_a_graph_that_is_launched_until_the_solve_is_over(cuda_kernels, log, condition, turns):
+    if not emulated():
+        pytest.skip("in place of a GPU, where there is one")
+    matrix, rhs = spd(30, condition)
+    with parl.backend("cuda"):
+        replay = capture._capture(parl.CG(rtol=1e-6, max_iterations=60), lambda: Matrix(matrix), rhs, None)
+    assert log == 3 * ["begin", "end"]
+    log.clear()
+    for _ in range(2):
+        solution = replay()
+        assert log == (2 + turns) * ["replay"]
+        assert solution.products == 17 * turns
+        assert solution.iterations <= 16
+        log.clear()
+    assert (solution.status is parl.Status.CONVERGED) == (turns == 1)
+
+
+def test_an_error_ends_the_capture(log):
+    rhs, builds = torch.ones(3), []
+
+    def build():
+        builds.append(None)
+        if len(builds) == 3:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return lambda v: v
+
     with pytest.raises(RuntimeError, match=r"cannot be captured.*not permitted.*boolean indexing"):
-        capture._capture(parl.CG(), lambda: reads() if len(builds) == 2 else build(), rhs, None)
+        capture._capture(parl.CG(), build, rhs, None)
+    assert log == ["begin", "end"]
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["reference", "cuda"])
-@pytest.mark.parametrize("curvature", CURVATURES)
-@pytest.mark.parametrize("head", ["state", "categorical"])
-def test_a_linearization_in_the_graph_follows_parameters_and_data(head, curvature, backend):
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    ("head", "curvature"), [*(("state", name) for name in CURVATURES), ("categorical", "ScoreHessian")]
+)
+def test_a_linearization_in_the_graph_follows_parameters_and_data(device, head, curvature, backend):
     policy = make_policy(head)
     given = make_steps(policy, LENGTHS)
-    policy = policy.cuda()
-    observations, actions, offsets = (t.cuda() for t in (given.observations, given.actions, given.offsets))
+    policy = policy.to(device)
+    observations, actions, offsets = (t.to(device) for t in (given.observations, given.actions, given.offsets))
     trajectories = parl.Trajectories(observations, actions, offsets)
-    rewards = torch.randn(given.num_steps, dtype=F64, device="cuda")
+    rewards = 1e-3 * torch.randn(given.num_steps, dtype=F64, device=device)
 
     def build():
         with parl.backend(backend):
@@ -213,14 +257,14 @@ def test_a_linearization_in_the_graph_follows_parameters_and_data(head, curvatur
 
     rhs = parl.linearize(policy, trajectories).vjp(rewards)
     solve = parl.capture_solve(parl.CG(rtol=1e-10), build, rhs)
-    for _ in range(3):
+    for _ in range(2):
         with torch.no_grad():
             for parameter in policy.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
         observations.add_(0.1 * torch.randn_like(observations))
-        rewards.normal_()
+        rewards.normal_(std=1e-3)
         solution, expected = solve(rhs), parl.CG(rtol=1e-10)(build(), rhs)
-        assert solution.status is expected.status
+        assert solution.status is expected.status is parl.Status.CONVERGED
         torch.testing.assert_close(solution.value, expected.value, rtol=1e-6, atol=1e-8)
 
 

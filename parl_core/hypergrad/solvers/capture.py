@@ -1,4 +1,4 @@
-"""A whole solve as one CUDA graph: captured once, then replayed with other numbers in the same memory.
+"""A whole solve as CUDA graphs: captured once, then replayed with other numbers in the same memory.
 
 How this differs from `torch.cuda.graph` around a solver, and why:
 1. A solver's computations are told apart from what reads their outcome (`Recordable`). The graph holds the first, the host
@@ -11,13 +11,16 @@ How this differs from `torch.cuda.graph` around a solver, and why:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
-from typing import cast
+import gc
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from .repeat import repeating
 from .solution import LinearOperator, Solution, Solver
 from .system import Recordable, System, check_vectors
 
@@ -27,9 +30,10 @@ def capture_solve(
 ) -> CapturedSolve:
     """Capture `solver(build(), rhs, x0)` for right-hand sides and starts like these, to be replayed by calling the result.
 
-    On an NVIDIA GPU a replay is one launch of a CUDA graph and one transfer that tells how the solve ended, where the solver
-    itself would launch dozens of kernels an iteration. Elsewhere, also on the CPU, a replay builds and solves as usual, so
-    that a program can be the same everywhere.
+    On an NVIDIA GPU a replay launches a CUDA graph, where the solver itself would launch dozens of kernels an iteration,
+    and reads how the solve ended. With `CG` and one right-hand side it looks every 16 iterations whether the solve is
+    over; the other solvers run all of their `max_iterations` in one graph, with the iterate frozen once they are over.
+    Elsewhere, also on the CPU, a replay builds and solves as usual, so that a program can be the same everywhere.
 
     >>> import torch, parl_core as parl
     >>> diagonal, rhs = torch.tensor([1.0, 2.0, 4.0]), torch.ones(3)
@@ -58,8 +62,7 @@ def capture_solve(
     Args:
         solver: CG, PCG, NystromPCG, MINRES or Neumann. A preconditioner or a sketch is made before the capture and serves
             all replays; capture again once `iterations` has grown. MINRES goes on outside the graph where a system
-            ends as inconsistent. All `max_iterations` are run, with the iterate frozen once the solve is over: choose
-            them with that in mind.
+            ends as inconsistent.
         build: makes the operator of tensors on rhs's device. While it is captured neither it nor a product may read the
             device, and what they need from the host must be on the device before.
             Damping must be a number: choosing it reads. `linearize` leaves out its checks then, which it has made in the
@@ -115,31 +118,95 @@ class CapturedSolve:
 def _capture(
     solver: Recordable, build: Callable[[], LinearOperator], rhs: Tensor, x0: Tensor | None
 ) -> Callable[[], Solution]:
-    """The computations as a graph on rhs's device; what it returns launches the graph and reads the outcome."""
+    """The computations as graphs on rhs's device; what it returns launches them and reads the outcome."""
     with torch.cuda.device(rhs.device):
-        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
+        graphs = _Graphs()
         with torch.cuda.stream(stream):
-            for _ in range(2):  # what the first one makes and keeps, the second one and the graph find
+            for _ in range(2):  # what the first one makes and keeps, the second one and the graphs find
                 system = System(build(), rhs, x0)
                 launch = solver.prepare(system)
                 launch(system)()
+            try:
+                with graphs.recording():
+                    system = graphs.system = System(build(), rhs, x0)
+                    read = launch(system)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"the solve cannot be captured in a CUDA graph: {error}. Neither `build` nor the operator that it makes "
+                    "may read the device (.item(), bool(…), boolean indexing) or use autograd graphs made outside of `build`"
+                ) from error
         torch.cuda.current_stream().wait_stream(stream)
-        try:
-            with torch.cuda.graph(graph, stream=stream):
-                system = System(build(), rhs, x0)
-                read = launch(system)
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"the solve cannot be captured in a CUDA graph: {error}. Neither `build` nor the operator that it makes may "
-                "read the device (.item(), bool(…), boolean indexing) or use autograd graphs made outside of `build`"
-            ) from error
-        products = system.products
 
     def replay() -> Solution:
-        graph.replay()
-        system.products = products  # of one replay; reading may take some more
+        graphs.replay()
         solution = read()
         return dataclasses.replace(solution, residuals=solution.residuals.clone())
 
     return replay
+
+
+class _Part(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    products: int  # of one launch
+    at_most: int
+    going: Tensor | None  # () 0 where a loop is over
+
+
+class _Graphs:
+    """The graphs of a solve in one memory pool, in the order of their launches: one, or with a loop three."""
+
+    system: System | None = None
+
+    def __init__(self) -> None:
+        self._parts: list[_Part] = []
+        self._pool = torch.cuda.graph_pool_handle()
+        self._open: torch.cuda.CUDAGraph | None = None
+        self._counted = 0
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Within this context the current stream's computations are captured, a loop's body once."""
+        torch.cuda.synchronize()
+        gc.collect()  # a graph that is freed meanwhile would spoil the capture
+        self._begin()
+        try:
+            with repeating(self._loop):
+                yield
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # which would say no more than that the capture is spoilt
+                if self._open is not None:
+                    self._open.capture_end()
+            raise
+        self._end()
+
+    def replay(self) -> None:
+        """Launch all; the host waits for nothing but the turns of a loop."""
+        assert self.system is not None
+        self.system.products = 0
+        for part in self._parts:
+            for left in reversed(range(part.at_most)):
+                part.graph.replay()
+                self.system.products += part.products
+                if left and part.going is not None and not bool(part.going):
+                    break
+
+    def _loop(self, body: Callable[[], None], *, at_most: int, going: Tensor) -> None:
+        self._end()
+        self._begin()
+        body()
+        self._end(at_most, going)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._open = torch.cuda.CUDAGraph()
+        self._open.capture_begin(pool=self._pool)
+
+    def _end(self, at_most: int = 1, going: Tensor | None = None) -> None:
+        assert self._open is not None
+        graph, self._open = self._open, None
+        graph.capture_end()
+        products = 0 if self.system is None else self.system.products
+        self._parts.append(_Part(graph, products - self._counted, at_most, going))
+        self._counted = products

@@ -1,8 +1,11 @@
 """Conjugate gradients with CUDA kernels for all that lies between two products of any operator.
 
-`launch` with `ConjugateGradients` is the specification, for one right-hand side: the same start, the same iterations, the
-same end. There an iteration takes some forty kernels beside the product; here it takes one for short vectors and three for
-others, the scalars stay in device memory, and a solve that is over skips its vectors.
+`launch` with `ConjugateGradients` is the specification, for one right-hand side. There an iteration takes some forty
+kernels beside the product; here it takes one for short vectors and three for others, the scalars stay in device memory, and
+a solve that is over leaves its vectors alone.
+
+It is told to be over by a look every `LOOK_EVERY` iterations, after the true residual: the one or two transfers and the
+product that this costs are little beside the products of the iterations that may be saved.
 """
 
 from __future__ import annotations
@@ -12,52 +15,41 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...offsets import is_capturing
 from ...ops.accelerators import cuda_library
-from .drive import CHECK_EVERY, PATIENCE, Iterate, conclude, first_residual
+from .drive import PATIENCE, Iterate, conclude, first_residual
+from .repeat import repeat
 from .solution import Status
 from .system import Outcome, System
 
-LOOK_EVERY = 16  # iterations; the host then waits, for less than a product would take
+LOOK_EVERY = 16
 
 
 def launch_on_cuda(system: System, *, rtol: float, max_iterations: int) -> Callable[[], Outcome]:
-    """`launch` with `ConjugateGradients` for one right-hand side.
-
-    It leaves early where the host may look whether the solve is over. While a CUDA graph is captured it may not, and all
-    `max_iterations` become part of the graph.
-    """
+    """`launch` with `ConjugateGradients` for one right-hand side, its true residual taken every `LOOK_EVERY` iterations."""
     x, residual = first_residual(system)
-    library, stream = cuda_library().ConjugateGradients, _stream(x)
+    library = cuda_library().ConjugateGradients
     direction, history = torch.empty_like(x), x.new_empty(max_iterations + 1)
     reals = x.new_empty(library.num_reals)
     words = torch.empty(library.num_words, dtype=torch.int32, device=x.device)
     partials = torch.empty(library.num_partials, dtype=torch.float64, device=x.device)
-    solve = library(system.rhs, x, torch.empty_like(x), direction, history, reals, words, partials, 0.0, rtol, PATIENCE)
+    solve = library(system.rhs, x, torch.empty_like(x), direction, history, reals, words, partials, rtol, PATIENCE)
     # In the order of csrc/cuda/conjugate_gradients.h.
     norm, operator_norm, best = reals[:3]
-    count, failures, negative, halted, active, unchecked = words[:6]
-    look = not is_capturing()
+    count, failures, negative, halted, active = words[:5]
 
-    solve.start(residual, stream)
-    taken = 0
-    while taken < max_iterations:
-        taken += 1
-        solve.step(_product(system, direction), taken, stream)
-        is_last = taken == max_iterations
-        is_over = look and taken % LOOK_EVERY == 0 and not bool(active)
-        if is_last or taken % CHECK_EVERY == 0 or (is_over and bool(unchecked)):
-            solve.check(_product(system, x), taken, stream)
-            is_over = look and not is_last and not bool(active)
-        if is_over:
-            break
+    def iterations() -> None:
+        for _ in range(LOOK_EVERY):
+            solve.step(_product(system, direction), _stream(x))
+        solve.check(_product(system, x), _stream(x))
 
+    solve.start(residual, _stream(x))
+    repeat(iterations, at_most=-(-max_iterations // LOOK_EVERY), going=active)
     state = Iterate(x=x, norm=norm, negative=negative != 0, halted=halted != 0, operator_norm=operator_norm)
     return conclude(
         Status.BREAKDOWN,
         system,
         state,
-        history=history[: taken + 1, None],
+        history=history[:, None],
         count=count.long(),
         best=best,
         failures=failures,

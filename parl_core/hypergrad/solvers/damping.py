@@ -147,7 +147,7 @@ def _has_negative(ritz: Tensor, rhs: Tensor) -> bool:
 
 
 def _ritz_values(system: System, products: int) -> Tensor:
-    """(at most `products`,) float64 on the CPU, with zeros for steps that were not needed; NaN if anything was not finite."""
+    """(at most `products`,) float64 on the CPU: zeros for steps that were not needed, NaN if anything was not finite."""
     vector, size = system.rhs, system.rhs.shape[0]
     eps = max(10.0, size**0.5) * torch.finfo(vector.dtype).eps
     basis, images = vector.new_zeros(0, size), vector.new_zeros(0, size)
