@@ -7,14 +7,13 @@ made of each other.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import categorical_compiled  # noqa: F401  (registers the nodes)
 from .categorical_autograd import Compiled, Via, fisher, value
 from .categorical_terms import FISHER, KERNEL_DEVICES, VALUE, log_prob_of, reference_fisher
 from .registry import Op
-from .segments import check_like
+from .segments import check_like, is_traced
 
 
 def categorical_log_prob(logits: Tensor, actions: Tensor, *, backend: str | None = None) -> Tensor:
@@ -70,7 +69,7 @@ def categorical_fisher(logits: Tensor, tangent: Tensor, *, backend: str | None =
 
 def _route(op: Op, logits: Tensor, backend: str | None) -> Via:
     """Of the reference, autograd and torch.compile see the formulas themselves."""
-    if not torch.compiler.is_compiling():
+    if not is_traced(logits):
         return op.select(logits, backend)
     return Compiled(backend) if logits.device.type in KERNEL_DEVICES else "reference"
 

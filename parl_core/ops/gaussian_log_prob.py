@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .accelerators import triton_devices
 from .registry import Kernel, Op
-from .segments import is_differentiated, is_legacy_batched, plain
+from .segments import is_differentiated, is_legacy_batched, is_traced, plain
 
 
 def gaussian_log_prob(
@@ -54,7 +54,7 @@ def gaussian_log_prob(
         raise ValueError(f"actions must have shape (T, da) = {tuple(mean.shape)}, got {tuple(actions.shape)}")
     if log_std.shape not in (mean.shape, mean.shape[-1:]):
         raise ValueError(f"log_std must have shape (T, da) = {tuple(mean.shape)} or (da,), got {tuple(log_std.shape)}")
-    compiling = torch.compiler.is_compiling()
+    compiling = is_traced(mean)
     if compiling and mean.device.type not in _KERNEL_DEVICES:
         return reference(actions, mean, log_std, squash)
     chosen = None if compiling else _VALUE.select(mean, backend)

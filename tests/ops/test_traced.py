@@ -34,6 +34,10 @@ def layers(*tensors: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     return list(tensors[::2]), list(tensors[1::2])
 
 
+def some_actions(logits: Tensor) -> Tensor:
+    return torch.arange(logits.shape[0], device=logits.device) % 3
+
+
 T = PER_STEP
 CASES = {
     "discounted_returns": Case(lambda o, r: ops.discounted_returns(r, 0.9, o), ((T,),)),
@@ -52,6 +56,12 @@ CASES = {
     ),
     "f_divergence_bound": Case(lambda _, p, q: ops.f_divergence_bound(p, q, "kl"), ((T,), (T,))),
     "categorical_f_divergence": Case(lambda _, p, q: ops.categorical_f_divergence(p, q, "jeffreys"), ((T, 3), (T, 3))),
+    "categorical_log_prob": Case(lambda _, z: ops.categorical_log_prob(z, some_actions(z)), ((T, 3),)),
+    "categorical_fisher": Case(lambda _, z, tangent: ops.categorical_fisher(z, tangent), ((T, 3), (T, 3))),
+    "gaussian_log_prob": Case(lambda _, a, m, s: ops.gaussian_log_prob(a, m, s), ((T, 2), (T, 2), (T, 2))),
+    "gaussian_log_prob, squashed": Case(
+        lambda _, a, m, s: ops.gaussian_log_prob(a.tanh(), m, s, squash=True), ((T, 2), (T, 2), (2,))
+    ),
     "gaussian_f_divergence": Case(
         lambda _, p, q: ops.gaussian_f_divergence(p, q, "squared_hellinger"), ((T, 4), (T, 4))
     ),
