@@ -157,6 +157,25 @@ def test_float32_starts_again_where_the_recurrence_has_parted_from_the_truth(dev
     assert ours.residuals.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [60, 8200])
+def test_a_drift_is_caught_at_the_next_look(device, size):
+    """One product off by far: the recurrence goes on as if nothing had been, the true residual starts it again."""
+    diagonal, rhs = diagonal_system(size, device, condition=300.0)
+
+    def glitching():
+        products = iter(range(1000))
+        return lambda v: diagonal * v * (3.0 if next(products) == 5 else 1.0)
+
+    options = {"rtol": 1e-8, "max_iterations": 48}
+    with parl.backend("cuda"):
+        ours = parl.CG(**options)(glitching(), rhs)
+    with parl.backend("reference"):
+        loop = parl.CG(**options)(glitching(), rhs)
+    agree(ours, loop, head=24, tolerance=1e-6)
+    assert float(ours.residuals[16]) > 2 * float(ours.residuals[15])
+    assert float(ours.residuals[-1]) < 1e-3 * float(ours.residuals[16])
+
+
 @DTYPES
 def test_indefinite(device, dtype, rtol, tolerance):
     eigenvalues = torch.cat([-torch.linspace(1.0, 5.0, 8, dtype=F64), torch.linspace(1.0, 10.0, 12, dtype=F64)])
