@@ -21,7 +21,7 @@ from torch import Tensor
 from .triton_common import LAUNCH, accumulator, number, program
 from .triton_mlp import tanh
 
-_TILE = 256  # elements for 128 threads, half as many of float64
+_TILE = 512  # elements for 256 threads, half as many of float64
 
 
 def log_prob(actions: Tensor | None, mean: Tensor, log_std: Tensor, squash: bool) -> Tensor:
@@ -107,7 +107,7 @@ def launch(
         _gaussian_kernel[(triton.cdiv(steps, rows),)](
             *inputs, weights, fisher, value, *outputs, log_std_stride, steps, size,
             1.0 - torch.finfo(mean.dtype).eps, low, high,
-            SQUASH=squash, BOUNDED=bounds is not None, ROWS=rows, BLOCK=block, num_warps=4, **LAUNCH,
+            SQUASH=squash, BOUNDED=bounds is not None, ROWS=rows, BLOCK=block, num_warps=8, **LAUNCH,
         )  # fmt: skip
 
 

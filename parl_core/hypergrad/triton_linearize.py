@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..models.policies import LOG_STD_BOUNDS
 from ..ops import discounted_returns, prefix_sum
+from ..ops.gaussian_log_prob import unsquash
 from ..ops.segments import plain
 from .captured import CapturedPolicy
 from .modules import Chunk
@@ -234,10 +235,12 @@ class _Gaussian:
             mean, log_std = outputs.chunk(2, dim=-1)
         else:
             mean, log_std = outputs, log_std.detach().expand_as(outputs)
-        self._state = plain(actions), mean, log_std, mlp.squash
         self._bounds = LOG_STD_BOUNDS if mlp.head == "state" else None
         self.log_prob = outputs.new_empty(len(outputs))
-        self._launch(*self._state, bounds=self._bounds, value=self.log_prob)
+        actions = plain(actions)
+        self._launch(actions, mean, log_std, mlp.squash, bounds=self._bounds, value=self.log_prob)
+        # What squashing takes off the log-density does not depend on the policy: no derivative knows of it.
+        self._state = plain(unsquash(actions, mean, mlp.squash)), mean, log_std, False
 
     def gradient(self, w: Tensor) -> _Pulled:
         pulled, cotangents = self._cotangents()

@@ -64,7 +64,7 @@ def gaussian_log_prob(
     chosen = chosen or backend
     if not (actions.requires_grad if compiling else is_differentiated(actions)):
         return _by_rows(value, actions, mean, log_std, squash, chosen)
-    unsquashed = _unsquashed(actions, mean, squash)
+    unsquashed = unsquash(actions, mean, squash)
     log_prob = _by_rows(value, None, mean - unsquashed, log_std, False, chosen)
     return log_prob - log_tanh_slope(unsquashed).sum(-1) if squash else log_prob
 
@@ -76,7 +76,7 @@ def log_tanh_slope(unsquashed: Tensor) -> Tensor:
 
 def reference(actions: Tensor | None, mean: Tensor, log_std: Tensor, squash: bool) -> Tensor:
     """The specification of the value, on any device: (…, da) -> (…). Without actions u is 0."""
-    unsquashed = _unsquashed(actions, mean, squash)
+    unsquashed = unsquash(actions, mean, squash)
     standard = (unsquashed - mean) * torch.exp(-log_std)
     value = (-0.5 * (standard * standard + math.log(2 * math.pi)) - log_std).sum(-1)
     return value - log_tanh_slope(unsquashed).sum(-1) if squash and actions is not None else value
@@ -119,11 +119,11 @@ def reference_second_order(
 def _standard(actions: Tensor | None, mean: Tensor, log_std: Tensor, squash: bool) -> tuple[Tensor, Tensor]:
     """z and e^{−ℓ}."""
     inverse = torch.exp(-log_std)
-    return (_unsquashed(actions, mean, squash) - mean) * inverse, inverse
+    return (unsquash(actions, mean, squash) - mean) * inverse, inverse
 
 
-def _unsquashed(actions: Tensor | None, mean: Tensor, squash: bool) -> Tensor:
-    """u."""
+def unsquash(actions: Tensor | None, mean: Tensor, squash: bool) -> Tensor:
+    """u: the actions, 0 where there are none, or atanh of squashed ones, on the boundary of those just inside."""
     if actions is None:
         return torch.zeros_like(mean)
     if not squash:

@@ -33,7 +33,7 @@ _ALL = (_VALUE, _ALONG, _FISHER, _FISHER_ALONE)
 for _element, _group, _every in (
     ("bf16", 8, _ALL),
     ("fp32", 4, _ALL),
-    ("fp16", 8, (_VALUE, _FISHER)),
+    ("fp16", 8, (_FISHER,)),
     ("fp64", 2, (_VALUE, _FISHER)),
 ):
     for _asked in _every:
