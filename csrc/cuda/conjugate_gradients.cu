@@ -218,10 +218,7 @@ __global__ void __launch_bounds__(kBlockThreads) iteration(CgSolve<T> s, const T
 
 template <typename T>
 __global__ void residual(CgSolve<T> s, const T* image) {
-    if (!s.words[kUnchecked]) {
-        if (blockIdx.x == 0 && threadIdx.x == 0) s.words[kRestart] = 0;
-        return;
-    }
+    if (!s.words[kUnchecked]) return;
     sweep<2>(s.size, s.partials, s.words + kTicket, ResidualVisit<T>{s, image},
              [&](const double (&sums)[2]) { finish_residual(s, sums); });
 }

@@ -12,6 +12,7 @@ namespace parl::cuda {
 // Where a solve's floating-point scalars are among its `reals`; the last two carry over from kernel to kernel.
 enum Real { kNorm, kOperatorNorm, kBest, kSquare, kRatio, kNumReals };
 // Likewise its `words`: an active solve iterates, an unchecked one has a norm that is the recurrence's.
+// kRestart stays set where a solve is over, which costs no more than the same r and p again.
 enum Word { kCount, kFailures, kNegative, kHalted, kActive, kUnchecked, kRestart, kTicket, kNumWords };
 
 // Of `partials`, sums by block.
