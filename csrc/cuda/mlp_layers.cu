@@ -4,7 +4,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/mlp_layers.h"
-#include "cuda/row_tiles.h"
+#include "cuda/row_tiles.cuh"
 
 namespace parl::cuda {
 namespace {

@@ -1,7 +1,7 @@
 #include "cuda/head_cotangent.cuh"
 #include "cuda/launch.h"
 #include "cuda/policy_head.h"
-#include "cuda/row_tiles.h"
+#include "cuda/row_tiles.cuh"
 
 namespace parl::cuda {
 namespace {
