@@ -112,6 +112,8 @@ def test_agreement_with_a_reference():
     for wrong in (ANSWER + 1e-3, ANSWER[:1], torch.tensor([1.0, float("nan")])):
         with pytest.raises(WrongAnswer):
             right(wrong)
+    with pytest.raises(WrongAnswer, match="sizes of answer and reference differ"):
+        agrees_with(torch.ones(2), 1e-6)(torch.ones(1))  # broadcast, it would be right
     assert agrees_with((ANSWER, torch.empty(0)), 0.0)((np.array([1.0, 2.0], np.float32), torch.empty(0))) == 0.0
 
 
