@@ -29,6 +29,7 @@ inline int sweep_blocks(std::int64_t size) {
 }
 
 // Adds up over the threads of the block, whose number is a multiple of a warp's; thread 0 gets the totals.
+// Between two sums there must be a barrier.
 template <int kSums>
 __device__ void sum_block(double (&sums)[kSums]) {
     __shared__ double of_warps[kSums][kBlockThreads / kWarp];
@@ -39,7 +40,6 @@ __device__ void sum_block(double (&sums)[kSums]) {
             sums[s] += __shfl_down_sync(kAllLanes, sums[s], static_cast<unsigned>(distance));
         }
     }
-    __syncthreads();  // the sum before this one has been read
     if (lane == 0) {
         for (int s = 0; s < kSums; ++s) of_warps[s][warp] = sums[s];
     }

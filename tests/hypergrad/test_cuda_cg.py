@@ -246,10 +246,10 @@ def test_a_residual_that_is_rounding_ends_the_solve_whatever_the_patience(device
     for module in (drive, cuda_cg):
         monkeypatch.setattr(module, "PATIENCE", 10**6)
     matrix, rhs = (tensor.to(device) for tensor in spd(60, 300.0, dtype=F32))
-    ours, loop = both(lambda v: matrix @ v, rhs, rtol=1e-6, max_iterations=192)
+    ours, loop = both(lambda v: matrix @ v, rhs, rtol=1e-6, max_iterations=320)
     assert ours.status is loop.status is Status.CONVERGED
     assert 1e-6 < float(ours.residuals[-1]) <= 1e-5
-    assert ours.iterations < 180
+    assert max(ours.iterations, loop.iterations) < 160
 
 
 def test_what_is_given_is_not_written_to_and_may_be_of_any_layout(device):
