@@ -114,7 +114,7 @@ class ConjugateGradients {
 
 void bind_conjugate_gradients(py::module_& module) {
     py::class_<ConjugateGradients> solve(
-        module, "ConjugateGradients",
+        module, "ConjugateGradients", py::module_local(),
         "What conjugate gradients do between two products: see parl_core.hypergrad.solvers.cuda_cg.");
     solve.def(py::init<py::object, py::object, py::object, py::object, py::object, py::object, py::object,
                        py::object, double, int>(),

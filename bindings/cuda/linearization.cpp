@@ -181,7 +181,7 @@ void apply_block(const BoundOperator<T>& self, py::handle v, py::handle out, std
 template <typename T>
 void bind(py::module_& module, const char* linearization, const char* operator_name) {
     using Bound = BoundLinearization<T>;
-    py::class_<Bound>(module, linearization)
+    py::class_<Bound>(module, linearization, py::module_local())
         .def_property_readonly("num_params",
                                [](const Bound& self) { return self.shared->native->num_params(); })
         .def(
@@ -220,7 +220,7 @@ void bind(py::module_& module, const char* linearization, const char* operator_n
             py::arg("w"), py::arg("out"), py::arg("stream"))
         .def("curvature", &curvature<T>, py::arg("hessian"), py::arg("fisher"), py::arg("scores"),
              py::arg("damping"), py::arg("allocate"), py::arg("stream"));
-    py::class_<BoundOperator<T>>(module, operator_name)
+    py::class_<BoundOperator<T>>(module, operator_name, py::module_local())
         .def("apply", &apply<T>, py::arg("v"), py::arg("out"), py::arg("along"), py::arg("stream"))
         .def("apply_block", &apply_block<T>, py::arg("v"), py::arg("out"), py::arg("stream"));
 }

@@ -5,7 +5,8 @@
 
 namespace parl::bindings {
 
-// Adds submodule `cuda` to `module`.
+// Adds submodule `cuda` to `module`. Its classes are local to the module, since tests load these kernels twice: compiled
+// for GPUs in the extension, and for the host.
 void bind_cuda(pybind11::module_& module);
 
 namespace cuda {
