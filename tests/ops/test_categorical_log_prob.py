@@ -142,6 +142,18 @@ def by_log_softmax(logits, actions):
     return F.log_softmax(logits, -1).gather(-1, actions[:, None]).squeeze(-1)
 
 
+def test_what_is_along_a_tangent_moves_with_both(inputs):
+    """Forward mode through a part that autograd reaches only where nothing but the weights is differentiated."""
+    pytest.importorskip("triton")
+    from parl_core.ops.categorical_autograd import along
+
+    logits, actions, (tangent, u, v) = inputs
+    moved = cast(Any, torch.func.jvp)(lambda x, t: along(x, None, actions, t, "triton"), (logits, tangent), (u, v))[1]
+    steps = torch.arange(2, device=logits.device)
+    taken = v[steps, actions] - (logits.softmax(-1) * v).sum(-1)
+    same(moved, taken - (u * fisher_by_torch(logits, tangent)).sum(-1))
+
+
 def test_batched_cotangents(backend, inputs):
     logits, actions, _ = inputs
     x = logits.clone().requires_grad_()
