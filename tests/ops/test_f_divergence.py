@@ -125,10 +125,9 @@ def test_kernel_against_reference(lengths, seed, name, weighted, pooled, threads
         native.use_isa(before)
 
 
-def test_the_gradient_ends_where_it_should(backend):
+@pytest.mark.usefixtures("isa")
+def test_the_gradient_ends_where_it_should():
     """Trajectories are filled by whole vectors: nothing outside the gradient is written."""
-    if backend != "cpp":
-        pytest.skip("of the kernel in C++")
     from parl_core import _native
 
     term = case_term("kl", "q", False)

@@ -155,11 +155,10 @@ def test_kernels_write_every_element_and_no_other(name, lengths, reverse, dtype)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_bits_depend_neither_on_the_place_nor_on_threads(kernel, reverse):
+@pytest.mark.usefixtures("isa")
+def test_bits_depend_neither_on_the_place_nor_on_threads(reverse):
     """A trajectory alone, among others, and on several threads, which each end somewhere else."""
     native = pytest.importorskip("parl_core._native")
-    if kernel != "cpp":
-        pytest.skip("of the compiled kernels")
     lengths = [37, 5, 0, 61, 16, 1] * 1100
     values, offsets = random_values(sum(lengths), dtype=torch.float32), offsets_of(lengths)
     outs = []
@@ -318,10 +317,11 @@ def test_native_module_checks_its_tensors():
         (0.9, [1.0, math.nan, math.inf, 1.0]),
     ],
 )
-def test_powers_and_sums_beyond_the_range(kernel, discount, values, reverse, dtype):
+@pytest.mark.usefixtures("isa")
+def test_powers_and_sums_beyond_the_range(discount, values, reverse, dtype):
     """A power of the discount, or a sum over some steps, may leave the range where the recurrence does not."""
-    if kernel != "cpp" or (dtype == torch.float32 and abs(discount) > 3e38):
-        pytest.skip("of the compiled kernels, and a discount that is finite")
+    if dtype == torch.float32 and abs(discount) > 3e38:
+        pytest.skip("no such discount in float32")
     native = pytest.importorskip("parl_core._native")
     numbers = torch.zeros(45, dtype=dtype)
     numbers[3 : 3 + len(values)] = torch.tensor(values, dtype=torch.float64).to(dtype)
