@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
+import weakref
 
 import pytest
 import torch
 
 import parl_core as parl
 from parl_core.hypergrad import curvature as curvatures
-from parl_core.hypergrad.solvers import Preconditioner, capture, drive
+from parl_core.hypergrad.solvers import Preconditioner, capture, drive, neumann, nystrom
 from parl_core.hypergrad.solvers.system import System
 from parl_core.ops.accelerators import emulated
 from tests.hypergrad.native_policies import make_policy, make_steps
@@ -222,6 +224,72 @@ def test_a_loop_is_a_graph_that_is_launched_until_the_solve_is_over(cuda_kernels
         assert solution.iterations <= 16
         log.clear()
     assert (solution.status is parl.Status.CONVERGED) == (turns == 1)
+
+
+@pytest.fixture
+def made_before(monkeypatch):
+    """What solvers make before a capture, for graphs to read, as weak references."""
+    references = []
+
+    def watch(owner, name, tensors_of):
+        original = getattr(owner, name)
+
+        def watched(*arguments):
+            result = original(*arguments)
+            references.extend(map(weakref.ref, tensors_of(result)))
+            return result
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(neumann, "_random_vector", lambda vector: [vector])
+    watch(nystrom._Sketch, "preconditioner", enclosed_tensors)
+    return references
+
+
+def enclosed_tensors(function):
+    contents = [cell.cell_contents for cell in function.__closure__]
+    return [content for content in contents if isinstance(content, torch.Tensor)]
+
+
+def build_that_holds(matrix):
+    """A `build` with a copy of the matrix that nobody else knows, and a weak reference to that."""
+    own = matrix.clone()
+
+    def build():
+        present = 1.0 * own  # a kernel of the graph
+        return lambda vector: present @ vector
+
+    return build, weakref.ref(own)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_captured_solve_holds_what_its_graphs_read(log, made_before, name):
+    matrix, rhs = well_conditioned("cpu")
+    build, own = build_that_holds(matrix)
+    replay = capture._capture(SOLVERS[name](60), build, rhs, None)
+    del build
+    gc.collect()
+    assert own() is not None
+    assert len(made_before) == (2 if name in ("NystromPCG", "Neumann") else 0)
+    assert all(reference() is not None for reference in made_before[1:])  # the first is the first solve's alone
+    del replay
+    gc.collect()
+    assert own() is None and all(reference() is None for reference in made_before)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", SOLVERS)
+def test_nobody_else_gets_the_memory_that_graphs_read(device, name):
+    matrix, rhs = well_conditioned(device)
+    build, _ = build_that_holds(matrix)
+    solve = parl.capture_solve(SOLVERS[name](60), build, rhs)
+    del build
+    gc.collect()
+    poison = [torch.full((size,), torch.nan, dtype=F64, device=device) for size in (6, 20, 400) for _ in range(1000)]
+    solution = solve(rhs)
+    del poison
+    assert solution.status is parl.Status.CONVERGED
+    torch.testing.assert_close(solution.value, torch.linalg.solve(matrix, rhs), rtol=1e-7, atol=1e-7)
 
 
 def test_an_error_ends_the_capture(log):

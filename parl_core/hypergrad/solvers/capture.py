@@ -6,7 +6,8 @@ How this differs from `torch.cuda.graph` around a solver, and why:
 2. The operator is built inside the graph. Autograd runs a backward pass on the stream of its forward pass, so that a graph
    cannot take products of an operator that was built elsewhere; and what is built inside is built anew by each replay,
    from parameters and data as they are then.
-3. What takes the host, such as a preconditioner, is made before, by a complete solve that also warms up the stream.
+3. What takes the host, such as a preconditioner, is made before, by a complete solve that also warms up the stream. A graph
+   holds addresses only, and what lies outside of its memory pool is kept for it: `build`, and what was made before.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ def capture_solve(
             observations.copy_(…)             # those that `trajectories` was made of; likewise actions and rewards
             w = solve(b).value
 
-    Whatever is to change must be written into the tensors that were there at capture (`copy_`); a tensor put in their place
-    is not seen, nor is a number of Python's, such as a damping. The offsets of trajectories stay as they are.
+    Whatever is to change must be written into the tensors that were there at capture (`copy_`). A tensor must not be put in
+    the place of one of them: the graphs go on reading that one's memory, which may be freed. A number of Python's, such as
+    a damping, stays what it was, and so do the offsets of trajectories.
 
     Args:
         solver: CG, PCG, NystromPCG, MINRES or Neumann. A preconditioner or a sketch is made before the capture and serves
@@ -122,12 +124,12 @@ def _capture(
     with torch.cuda.device(rhs.device):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        graphs = _Graphs()
         with torch.cuda.stream(stream):
             for _ in range(2):  # what the first one makes and keeps, the second one and the graphs find
                 system = System(build(), rhs, x0)
                 launch = solver.prepare(system)
                 launch(system)()
+            graphs = _Graphs(read=(build, launch))
             try:
                 with graphs.recording():
                     system = graphs.system = System(build(), rhs, x0)
@@ -155,11 +157,15 @@ class _Part(NamedTuple):
 
 
 class _Graphs:
-    """The graphs of a solve in one memory pool, in the order of their launches: one, or with a loop three."""
+    """The graphs of a solve in one memory pool, in the order of their launches: one, or with a loop three.
+
+    They keep alive what holds the tensors outside of the pool that they `read`.
+    """
 
     system: System | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, read: tuple[object, ...]) -> None:
+        self._read = read
         self._parts: list[_Part] = []
         self._pool = torch.cuda.graph_pool_handle()
         self._open: torch.cuda.CUDAGraph | None = None
