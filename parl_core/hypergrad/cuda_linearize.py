@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.accelerators import cuda_library
+from ..ops.accelerators import cuda_library, cuda_stream
 from .chunk_graphs import is_unchanged
 from .native_linearize import NativeChunk
 
@@ -39,7 +39,7 @@ class CudaChunk(NativeChunk):
         return self._native.curvature(*arguments, self._like.new_empty, self._where())
 
     def _where(self) -> int:
-        return torch.cuda.current_stream(self._like.device).cuda_stream if self._like.is_cuda else 0
+        return cuda_stream(self._like)
 
     def _remember(self, weights: Tensor | None) -> tuple[Tensor, int] | None:
         return None if weights is None or weights.is_inference() else (weights, weights._version)
