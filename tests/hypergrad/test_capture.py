@@ -119,6 +119,10 @@ def test_bad_arguments_are_named():
     solve = parl.capture_solve(parl.CG(), lambda: lambda v: v, rhs)
     with pytest.raises(ValueError, match="rhs must be like rhs"):
         solve(torch.ones(4))
+    with pytest.raises(ValueError, match=r"rhs must be like rhs, torch.float32 of shape \(3,\) on cpu, got .* on meta"):
+        solve(torch.ones(3, device="meta"))
+    with pytest.raises(ValueError, match="x0 must be like rhs, .* on cpu, got .* on meta"):
+        parl.CG()(lambda v: v, rhs, torch.ones(3, device="meta"))
     with pytest.raises(ValueError, match="captured without"):
         solve(rhs, rhs)
 
@@ -208,10 +212,14 @@ def test_the_way_of_a_capture(log, name):
     assert log == 2 * ["replay"]
 
 
-@pytest.mark.parametrize(("condition", "turns"), [(2.0, 1), (1e9, 4)])
-def test_a_loop_is_a_graph_that_is_launched_until_the_solve_is_over(cuda_kernels, log, condition, turns):
+@pytest.fixture
+def emulated_kernels(cuda_kernels):
     if not emulated():
         pytest.skip("in place of a GPU, where there is one")
+
+
+@pytest.mark.parametrize(("condition", "turns"), [(2.0, 1), (1e9, 4)])
+def test_a_loop_is_a_graph_that_is_launched_until_the_solve_is_over(emulated_kernels, log, condition, turns):
     matrix, rhs = spd(30, condition)
     with parl.backend("cuda"):
         replay = capture._capture(parl.CG(rtol=1e-6, max_iterations=60), lambda: Matrix(matrix), rhs, None)
@@ -219,11 +227,39 @@ def test_a_loop_is_a_graph_that_is_launched_until_the_solve_is_over(cuda_kernels
     log.clear()
     for _ in range(2):
         solution = replay()
-        assert log == (2 + turns) * ["replay"]
-        assert solution.products == 17 * turns
-        assert solution.iterations <= 16
+        assert log == (1 + turns) * ["replay"]
+        assert solution.products == (15 + 1) * turns
+        assert solution.iterations <= 2 * 15  # that of the first turn and of the graph to repeat
         log.clear()
     assert (solution.status is parl.Status.CONVERGED) == (turns == 1)
+
+
+def test_a_solve_of_one_turn_is_one_graph(emulated_kernels, log):
+    matrix, rhs = spd(30, 2.0)
+    with parl.backend("cuda"):
+        capture._capture(parl.CG(max_iterations=16), lambda: Matrix(matrix), rhs, None)
+    assert log == ["begin", "end"]
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_the_loop_finds_the_operator_made(emulated_kernels, log, warm):
+    """What an operator makes at its first product is in the first graph, not in the one that is launched repeatedly."""
+    matrix, rhs = spd(30, 1e9)
+
+    def build():
+        made = []
+
+        def operator(vector):
+            if not made:
+                log.append("made")
+                made.append(matrix.clone())
+            return made[0] @ vector
+
+        return operator
+
+    with parl.backend("cuda"):
+        capture._capture(parl.CG(rtol=1e-6, max_iterations=60), build, rhs, rhs if warm else None)
+    assert log == ["made", "made", "begin", "made", "end", *(2 * ["begin", "end"])]
 
 
 @pytest.fixture

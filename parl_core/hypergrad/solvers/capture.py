@@ -32,7 +32,7 @@ def capture_solve(
     """Capture `solver(build(), rhs, x0)` for right-hand sides and starts like these, to be replayed by calling the result.
 
     On an NVIDIA GPU a replay launches a CUDA graph, where the solver itself would launch dozens of kernels an iteration,
-    and reads how the solve ended. With `CG` and one right-hand side it looks every 16 iterations whether the solve is
+    and reads how the solve ended. With `CG` and one right-hand side it looks after at most 16 iterations whether the solve is
     over; the other solvers run all of their `max_iterations` in one graph, with the iterate frozen once they are over.
     Elsewhere, also on the CPU, a replay builds and solves as usual, so that a program can be the same everywhere.
 
@@ -104,16 +104,17 @@ class CapturedSolve:
         """The solution for rhs, from x0 or from zero, with the operator as `build` makes it of the present numbers.
 
         Raises:
-            ValueError: a vector of another shape or dtype than at capture, or an x0 where there was none.
+            ValueError: a vector of another shape or dtype or on another device than at capture, or an x0 where there was none.
         """
         check_vectors("rhs", rhs, like=self._rhs)
         if x0 is not None:
             if self._x0 is None:
                 raise ValueError("x0 came to a solve that was captured without one: pass an x0 to capture_solve too")
             check_vectors("x0", x0, like=self._rhs)
+            self._x0.copy_(x0.detach())
+        elif self._x0 is not None:
+            self._x0.zero_()
         self._rhs.copy_(rhs.detach())
-        if self._x0 is not None:
-            self._x0.copy_(torch.zeros_like(self._x0) if x0 is None else x0.detach())
         return self._replay()
 
 
@@ -192,11 +193,11 @@ class _Graphs:
         assert self.system is not None
         self.system.products = 0
         for part in self._parts:
-            for left in reversed(range(part.at_most)):
+            for _ in range(part.at_most):
+                if part.going is not None and not bool(part.going):
+                    break
                 part.graph.replay()
                 self.system.products += part.products
-                if left and part.going is not None and not bool(part.going):
-                    break
 
     def _loop(self, body: Callable[[], None], *, at_most: int, going: Tensor) -> None:
         self._end()

@@ -77,7 +77,7 @@ def drive(method: Method[State], system: System, *, rtol: float, max_iterations:
 def launch(method: Method[State], system: System, *, rtol: float, max_iterations: int) -> Callable[[], Outcome]:
     """`drive` in two parts: all of its computations now, and a function that reads how they ended.
 
-    On an accelerator nothing is read before that function is called.
+    On an accelerator this one reads nothing before that function is called.
     """
     x, residual = first_residual(system)
     state = method.start(x, residual)

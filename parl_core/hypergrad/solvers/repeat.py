@@ -21,12 +21,13 @@ class Repeat(Protocol):
 
 
 def repeat(body: Callable[[], None], *, at_most: int, going: Tensor) -> None:
-    """Call `body`, which works in place, until the number `going` () is 0 after it, `at_most` times.
+    """While the number `going` () is not 0, call `body`, which works in place, `at_most` times.
 
     The host waits for `going`, unless a CUDA graph is captured, which gets all of the calls. Within `repeating` another
     function does it.
     """
-    (_repeat.get() or _repeat_now)(body, at_most=at_most, going=going)
+    if at_most:
+        (_repeat.get() or _repeat_now)(body, at_most=at_most, going=going)
 
 
 @contextmanager
@@ -40,10 +41,10 @@ def repeating(function: Repeat) -> Iterator[None]:
 
 
 def _repeat_now(body: Callable[[], None], *, at_most: int, going: Tensor) -> None:
-    for left in reversed(range(at_most)):
-        body()
-        if left and not is_capturing() and not bool(going):
+    for _ in range(at_most):
+        if not is_capturing() and not bool(going):
             return
+        body()
 
 
 _repeat: ContextVar[Repeat | None] = ContextVar("parl_core_repeat", default=None)
