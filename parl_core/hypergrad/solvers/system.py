@@ -169,23 +169,26 @@ def true_rows(condition: Tensor) -> list[int]:
 
 
 def check_vectors(name: str, vectors: Tensor, like: Tensor | None = None) -> None:
-    """Refuse what is neither a real vector nor a block of them, or not of the shape and dtype of `like`."""
+    """Refuse what is neither a real vector nor a block of them, or not of the dtype, shape and device of `like`."""
     if vectors.dim() not in (1, 2) or not vectors.is_floating_point():
         raise ValueError(
             f"{name} must be a real floating-point vector (P,) or a block (K, P) of them, "
             f"got {vectors.dtype} of shape {tuple(vectors.shape)}"
         )
-    if like is not None and (vectors.shape != like.shape or vectors.dtype != like.dtype):
-        raise ValueError(
-            f"{name} must be like rhs, {like.dtype} of shape {tuple(like.shape)}, "
-            f"got {vectors.dtype} of shape {tuple(vectors.shape)}"
-        )
+    if like is not None and _kind(vectors) != _kind(like):
+        expected, got = ("{} of shape {} on {}".format(*_kind(each)) for each in (like, vectors))
+        raise ValueError(f"{name} must be like rhs, {expected}, got {got}")
+
+
+def _kind(vectors: Tensor) -> tuple[torch.dtype, tuple[int, ...], torch.device]:
+    return vectors.dtype, tuple(vectors.shape), vectors.device
 
 
 Launch = Callable[[System], Callable[[], Solution]]
 """A solve in two parts: all of its computations, and a function, which it returns, that reads how they ended.
 
-On an accelerator the first part reads nothing, so that a CUDA graph can hold it.
+On an accelerator the first part reads nothing but whether a loop of `repeat` goes on, and not even that where a CUDA graph
+is captured, so that graphs can hold it.
 """
 
 
