@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import threading
 import weakref
 
 import pytest
@@ -169,8 +170,8 @@ def log(monkeypatch):
     events = []
 
     class Graph:
-        def capture_begin(self, pool):
-            assert pool == "pool"
+        def capture_begin(self, pool, capture_error_mode):
+            assert (pool, capture_error_mode) == ("pool", "thread_local")
             events.append("begin")
 
         def capture_end(self):
@@ -371,6 +372,22 @@ def test_a_linearization_in_the_graph_follows_parameters_and_data(device, head, 
         solution, expected = solve(rhs), parl.CG(rtol=1e-10)(build(), rhs)
         assert solution.status is expected.status is parl.Status.CONVERGED
         torch.testing.assert_close(solution.value, expected.value, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.gpu
+def test_another_thread_may_ask_for_memory_meanwhile(device):
+    matrix, rhs = well_conditioned(device)
+    anew = []
+
+    def build():
+        worker = threading.Thread(target=lambda: anew.append(torch.empty(2**28, dtype=torch.uint8, device=device)))
+        worker.start()
+        worker.join()
+        return Matrix(matrix)
+
+    solution = parl.capture_solve(parl.CG(rtol=1e-9), build, rhs)(rhs)
+    assert len(anew) == 3
+    torch.testing.assert_close(solution.value, torch.linalg.solve(matrix, rhs), rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.gpu

@@ -208,7 +208,8 @@ class _Graphs:
 
     def _begin(self) -> None:
         self._open = torch.cuda.CUDAGraph()
-        self._open.capture_begin(pool=self._pool)
+        # What other threads do, such as asking CUDA for memory, is no part of the solve and must not spoil it.
+        self._open.capture_begin(pool=self._pool, capture_error_mode="thread_local")
 
     def _end(self, at_most: int = 1, going: Tensor | None = None) -> None:
         assert self._open is not None
