@@ -3,7 +3,8 @@
 An update is about 160 operations of torch, most of them on 256 rows or fewer: launched one by one, it is the CPU that they
 wait for. A graph holds them all, with the addresses of their memory and the numbers that came from Python. So each batch is
 copied to one place, and graphs are recorded anew when something that they hold has moved or changed. They work on the
-agent's own tensors: graphs and plain updates may take turns, and checkpoints know nothing of it.
+agent's own tensors: graphs and plain updates may take turns, and checkpoints know nothing of it. Under autocast updates are
+plain, since a replay would not renew the casts of weights that it keeps; so are those that a caller's own graph records.
 
 There are two graphs, of updates that move the target critics and of those that do not; the host counts. The first update
 of either kind runs kernel by kernel, since what torch makes at first use cannot be made while a graph is recorded.
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..offsets import is_capturing
 from ..optim import is_bare_adam
 from .native_sac import REPORT, is_unchanged
 from .replay import Batch
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 def update(sac: SAC, batch: Batch) -> dict[str, Tensor]:
     """As `SAC.update`."""
+    if is_capturing() or torch.is_autocast_enabled("cuda"):
+        return sac._reference_update(batch)
     # A hook runs on the host, which a replay does not ask.
     if not (is_unchanged(sac) and is_bare_adam(sac.actor_optimizer) and is_bare_adam(sac.critic_optimizer)):
         return sac._reference_update(batch)
@@ -56,7 +60,8 @@ class Recorder:
         with torch.cuda.device(self._stream.device):
             graph = torch.cuda.CUDAGraph()
             graph.register_generator_state(generator)
-            with torch.cuda.graph(graph, stream=self._stream):
+            # What other threads do, such as asking CUDA for memory, is no part of it and must not spoil it.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 body()
         return graph.replay
 
@@ -119,6 +124,7 @@ class GraphedSAC:
 def _held_by_graphs(sac: SAC) -> list[object]:
     """Addresses and numbers that are fixed in a graph of `sac`."""
     held: list[object] = [sac.config, sac.target_entropy, sac.generator, sac.log_temperature]
+    held.append(torch.backends.cuda.matmul.fp32_precision)
     for module in (sac.actor, sac.critic, sac.target_critic):
         held += module.parameters()
     for optimizer in (sac.actor_optimizer, sac.critic_optimizer):

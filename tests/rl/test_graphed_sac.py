@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +19,9 @@ from parl_core.rl.replay import Batch, ReplayBuffer
 from parl_core.rl.sac import _UPDATE, SAC, SACConfig
 from tests.host_reads import no_host_reads
 from tests.rl.recorded import TapeRecorder
+
+
+RECORDER = graphed_sac.Recorder
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +183,19 @@ def other_generator(sac):
     sac.generator.set_state(state)
 
 
+def round_products(sac):
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+@pytest.fixture
+def matmul_precision():
+    """As it was, after the test."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.usefixtures("matmul_precision")
 @pytest.mark.parametrize(
     "change",
     [
@@ -189,6 +208,7 @@ def other_generator(sac):
         discount_more,
         want_more_entropy,
         other_generator,
+        round_products,
     ],
 )
 def test_graphs_are_recorded_anew_when_what_they_hold_has_changed(pair, batch_of, recordings, change):
@@ -242,6 +262,29 @@ def test_what_runs_on_the_host_keeps_the_plain_update(pair, batch_of, change):
     assert change is not hook_optimizer or graphed.steps == plain.steps == [5, 6, 7, 8]
 
 
+@pytest.fixture
+def autocast():
+    torch.set_autocast_enabled("cuda", True)
+    yield
+    torch.set_autocast_enabled("cuda", False)
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    monkeypatch.setattr(graphed_sac, "is_capturing", lambda: True)
+
+
+@pytest.mark.parametrize("state", ["autocast", "captured"])
+def test_under_autocast_and_within_a_capture_updates_are_plain(pair, batch_of, recordings, request, state):
+    graphed, plain = pair()
+    request.getfixturevalue(state)
+    for seed in range(5):
+        graphed_sac.update(graphed, batch_of(seed))
+        plain._reference_update(batch_of(seed))
+        assert_same(graphed, plain)
+    assert recordings() == 0
+
+
 def test_a_loaded_agent_continues(pair, batch_of):
     graphed, other = pair()
     for seed in range(5):
@@ -288,6 +331,59 @@ def test_graphs_are_the_best_on_a_gpu(monkeypatch):
         assert _UPDATE.select(torch.empty(3, device="cuda"), None) == "graph"
     assert _UPDATE.select(torch.empty(3), None) != "graph"
     assert "graph" in registry.available_backends()
+
+
+def test_other_threads_are_no_part_of_a_recording(monkeypatch):
+    modes = []
+
+    class Graph:
+        def register_generator_state(self, generator):
+            pass
+
+        def replay(self):
+            pass
+
+    @contextlib.contextmanager
+    def graph(graph, *, stream, capture_error_mode):
+        modes.append(capture_error_mode)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(device=None))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    RECORDER(torch.device("cpu")).record(lambda: None, torch.Generator())
+    assert modes == ["thread_local"]
+
+
+@pytest.mark.gpu
+def test_another_thread_may_ask_for_memory_while_a_graph_is_recorded(device):
+    number, anew = torch.zeros((), device=device), []
+
+    def body():
+        worker = threading.Thread(target=lambda: anew.append(torch.empty(2**28, dtype=torch.uint8, device=device)))
+        worker.start()
+        worker.join()
+        number.add_(1)
+
+    RECORDER(device).record(body, torch.Generator(device))()
+    assert number.item() == len(anew) == 1
+
+
+@pytest.mark.gpu
+def test_an_update_can_be_part_of_a_graph_of_the_callers(pair, batch_of):
+    sac, plain = pair(target_update_interval=1)
+    batch = batch_of(0)
+    for agent in (sac, plain):
+        agent.update(batch, backend="reference")
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(sac.generator)
+    with torch.cuda.graph(graph):
+        sac.update(batch)
+    for _ in range(3):
+        graph.replay()
+        plain.update(batch, backend="reference")
+        assert_same(sac, plain)
 
 
 @pytest.mark.gpu
