@@ -123,8 +123,8 @@ class GraphedSAC:
 
 def _held_by_graphs(sac: SAC) -> list[object]:
     """Addresses and numbers that are fixed in a graph of `sac`."""
-    held: list[object] = [sac.config, sac.target_entropy, sac.generator, sac.log_temperature]
-    held.append(torch.backends.cuda.matmul.fp32_precision)
+    precision = torch.backends.cuda.matmul.fp32_precision
+    held: list[object] = [precision, sac.config, sac.target_entropy, sac.generator, sac.log_temperature]
     for module in (sac.actor, sac.critic, sac.target_critic):
         held += module.parameters()
     for optimizer in (sac.actor_optimizer, sac.critic_optimizer):

@@ -51,6 +51,15 @@ class Matrix:
         return Preconditioner(lambda residual: inverse * residual, cost=0.0)
 
 
+class Paid(Matrix):
+    """The same, saying what a product costs and what its approximate inverse does."""
+
+    cost = 2.0
+
+    def preconditioner(self, extra=0.0):
+        return Preconditioner(super().preconditioner(extra).apply, cost=7.0)
+
+
 def well_conditioned(device, seed=0):
     return tuple(tensor.to(device) for tensor in spd(20, 10.0, seed=seed))
 
@@ -122,7 +131,7 @@ def test_bad_arguments_are_named():
         solve(torch.ones(4))
     with pytest.raises(ValueError, match=r"rhs must be like rhs, torch.float32 of shape \(3,\) on cpu, got .* on meta"):
         solve(torch.ones(3, device="meta"))
-    with pytest.raises(ValueError, match="x0 must be like rhs, .* on cpu, got .* on meta"):
+    with pytest.raises(ValueError, match=r"x0 must be like rhs, .* on cpu, got .* on meta"):
         parl.CG()(lambda v: v, rhs, torch.ones(3, device="meta"))
     with pytest.raises(ValueError, match="captured without"):
         solve(rhs, rhs)
@@ -327,6 +336,55 @@ def test_nobody_else_gets_the_memory_that_graphs_read(device, name):
     del poison
     assert solution.status is parl.Status.CONVERGED
     torch.testing.assert_close(solution.value, torch.linalg.solve(matrix, rhs), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("first", ["no iteration", "no convergence"])
+def test_replays_neither_pay_for_a_preconditioner_nor_change_what_the_solver_keeps(log, first):
+    matrix, rhs = spd(20, 100.0)
+    rhs = torch.zeros_like(rhs) if first == "no iteration" else rhs
+    builds = []
+
+    def build():
+        builds.append(None)
+        return Paid(matrix if len(builds) < 3 else matrix.diagonal().diag())
+
+    solver = parl.PCG(rtol=1e-9, max_iterations=1)
+    replay = capture._capture(solver, build, rhs, None)
+    assert solver._kept is None
+    for _ in range(2):
+        solution = replay()
+        assert solution.status is parl.Status.CONVERGED
+        assert solution.cost == 2.0 * solution.products
+    assert solver._kept is None
+
+
+def test_replays_leave_what_a_solver_keeps_of_another_operator(log):
+    matrix, rhs = spd(20, 100.0)
+    solver = parl.PCG(rtol=1e-9, max_iterations=60)
+    builds = []
+
+    def build():
+        builds.append(None)
+        return Paid(torch.eye(20, dtype=F64) if len(builds) < 3 else matrix)
+
+    replay = capture._capture(solver, build, rhs, None)
+    for others in (False, True):
+        if others:
+            solver(Paid(matrix), rhs)
+            kept = solver._kept
+        assert replay().iterations > 10
+        assert solver._kept is (kept if others else None)
+
+
+def test_replays_leave_a_sketch_that_is_not_theirs(log):
+    matrix, rhs = spd(20, 10.0)
+    present = matrix * torch.nan
+    solver = parl.NystromPCG(rank=6, max_iterations=60)
+    replay = capture._capture(solver, lambda: Matrix(1.0 * present), rhs, None)
+    solver(Matrix(matrix), rhs)
+    kept = solver._sketch
+    assert replay().status is parl.Status.NON_FINITE_OPERATOR
+    assert solver._sketch is kept is not None
 
 
 def test_an_error_ends_the_capture(log):

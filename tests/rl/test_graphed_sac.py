@@ -20,7 +20,6 @@ from parl_core.rl.sac import _UPDATE, SAC, SACConfig
 from tests.host_reads import no_host_reads
 from tests.rl.recorded import TapeRecorder
 
-
 RECORDER = graphed_sac.Recorder
 
 

@@ -32,7 +32,7 @@ def capture_solve(
     """Capture `solver(build(), rhs, x0)` for right-hand sides and starts like these, to be replayed by calling the result.
 
     On an NVIDIA GPU a replay launches a CUDA graph, where the solver itself would launch dozens of kernels an iteration,
-    and reads how the solve ended. With `CG` and one right-hand side it looks after at most 16 iterations whether the solve is
+    and reads how the solve ended. With `CG` and one right-hand side it looks every 16 iterations or sooner whether it is
     over; the other solvers run all of their `max_iterations` in one graph, with the iterate frozen once they are over.
     Elsewhere, also on the CPU, a replay builds and solves as usual, so that a program can be the same everywhere.
 
@@ -104,7 +104,7 @@ class CapturedSolve:
         """The solution for rhs, from x0 or from zero, with the operator as `build` makes it of the present numbers.
 
         Raises:
-            ValueError: a vector of another shape or dtype or on another device than at capture, or an x0 where there was none.
+            ValueError: a vector of another shape, dtype or device than at capture, or an x0 where there was none.
         """
         check_vectors("rhs", rhs, like=self._rhs)
         if x0 is not None:

@@ -83,7 +83,9 @@ class NystromPCG:
             return lambda: finished(system.solution(read()))
 
         def finished(solution: Solution) -> Solution:
-            if not sketch.finite:  # the solve has named the NaN; the next one must not inherit it
+            if (
+                not sketch.finite and self._sketch is sketch
+            ):  # the solve has named the NaN; the next must not inherit it
                 self.reset()
             seen = is_new and sketch.smallest_curvature < -damping  # of this operator, not of an earlier one
             return dataclasses.replace(solution, negative_curvature=solution.negative_curvature or seen)

@@ -99,7 +99,7 @@ class PCG:
             return self._launch(kept.preconditioner, functools.partial(self._used_again, kept))
         self.reset()
         made: Preconditioner | None = offered(0.0)
-        return self._launch(made, functools.partial(self._first_used, made))
+        return self._launch(made, self._finish_with_new(made))
 
     def _launch(self, preconditioner: Preconditioner | None, finish: Callable[[System, Outcome], Solution]) -> Launch:
         def launched(system: System) -> Callable[[], Solution]:
@@ -112,15 +112,26 @@ class PCG:
 
         return launched
 
-    def _first_used(self, made: Preconditioner | None, system: System, outcome: Outcome) -> Solution:
-        solution = system.solution(outcome, 0.0 if made is None else made.cost)
-        if made is not None and solution.iterations and solution.status is Status.CONVERGED:
-            self._kept = _Kept(made, *_kind(system.rhs), damping_of(system.operator), solution.iterations)
-        return solution
+    def _finish_with_new(self, made: Preconditioner | None) -> Callable[[System, Outcome], Solution]:
+        """The first solve pays for what was made, and decides whether it is kept; replays of a capture do neither."""
+        is_first = True
+
+        def finish(system: System, outcome: Outcome) -> Solution:
+            nonlocal is_first
+            if made is None or not is_first:
+                return system.solution(outcome)
+            is_first = False
+            solution = system.solution(outcome, made.cost)
+            if solution.iterations and solution.status is Status.CONVERGED:
+                self._kept = _Kept(made, *_kind(system.rhs), damping_of(system.operator), solution.iterations)
+            return solution
+
+        return finish
 
     def _used_again(self, kept: _Kept, system: System, outcome: Outcome) -> Solution:
         solution = system.solution(outcome)
-        if solution.iterations > _STALE * kept.iterations or solution.status is not Status.CONVERGED:
+        is_stale = solution.iterations > _STALE * kept.iterations or solution.status is not Status.CONVERGED
+        if is_stale and self._kept is kept:  # a replay may come when another is kept
             self.reset()
         return solution
 
