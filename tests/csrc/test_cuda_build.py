@@ -1,5 +1,6 @@
 """What the extension carries for GPUs."""
 
+import json
 import os
 import re
 import shutil
@@ -80,6 +81,23 @@ def test_without_an_nvcc_that_works_the_rest_is_built(nvcc, reason, tmp_path):
     assert "_native" in targets(tmp_path / "build") and "parl_cuda" not in targets(tmp_path / "build")
     demanded = configure(tmp_path / "build", "-DPARL_CUDA=ON", CUDACXX=str(script))
     assert demanded.returncode != 0 and "PARL_CUDA is ON" in demanded.stderr and reason in demanded.stderr
+
+
+def test_warnings_are_errors_for_those_who_ask(tmp_path):
+    """Another nvcc or compiler than ours may warn of what these do not."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    assert "-Werror" not in commands(tmp_path)
+    assert "-Werror all-warnings" in commands(tmp_path, "-DPARL_WERROR=ON")
+    assert "PARL_WERROR=ON" in (ROOT / "Makefile").read_text()
+
+
+def commands(build, *definitions):
+    """How the CUDA kernels are compiled."""
+    configured = configure(build, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", *definitions)
+    assert configured.returncode == 0, configured.stderr
+    entries = json.loads((build / "compile_commands.json").read_text())
+    return "\n".join(entry["command"] for entry in entries if entry["file"].endswith(".cu"))
 
 
 def cmake(*arguments, **environment):
