@@ -66,7 +66,9 @@ BROKEN = """exit 1
 
 
 @pytest.mark.parametrize(
-    ("nvcc", "reason"), [(TOO_OLD, "Unsupported gpu architecture"), (BROKEN, "does not work")], ids=["too old", "broken"]
+    ("nvcc", "reason"),
+    [(TOO_OLD, "Unsupported gpu architecture"), (BROKEN, "does not work")],
+    ids=["too old", "broken"],
 )
 def test_without_an_nvcc_that_works_the_rest_is_built(nvcc, reason, tmp_path):
     """With a warning that says why, unless the CUDA kernels are demanded."""
