@@ -14,6 +14,7 @@ SOURCES = $(shell find $(1) -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -nam
 CPP := $(call SOURCES,csrc bindings)
 EMULATION := $(call SOURCES,tests/csrc/emulation)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+BUILD := $(INSTALL) --no-build-isolation -C cmake.define.PARL_WERROR=ON
 
 # Stamps: a target inside .venv is as new as the last time its step succeeded.
 CREATED := $(VENV)/.created
@@ -56,9 +57,9 @@ ifneq ($(wildcard $(INSTALLED)),)
 endif
 	if [ -n '$(filter $(TORCH_INSTALLED) constraints.txt pyproject.toml,$?)' ]; then \
 	    $(INSTALL) setuptools scikit-build-core pybind11 cmake ninja; \
-	    $(INSTALL) --no-build-isolation -e '.[all,dev]'; \
+	    $(BUILD) -e '.[all,dev]'; \
 	else \
-	    $(INSTALL) --no-build-isolation --no-deps -e .; \
+	    $(BUILD) --no-deps -e .; \
 	fi
 	touch $@
 

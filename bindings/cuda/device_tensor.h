@@ -152,25 +152,33 @@ inline void require_disjoint(const DeviceTensor& out, const char* out_name, cons
 // The stream of torch's `torch.cuda.Stream.cuda_stream`.
 inline cudaStream_t stream_of(std::uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
 
-// Launches go to the device of `view` as long as this lives.
+// Launches go to a device, or that of a tensor, as long as this lives; hold the GIL. torch changes devices, which
+// comes back without making a context, of hundreds of megabytes, on a device that has none.
 class OnDevice {
   public:
-    explicit OnDevice(const DeviceTensor& view) {
-        if (view.device < 0) return;  // emulated
-        parl::cuda::check(cudaGetDevice(&before_), "the current device");
-        if (before_ == view.device) return;
-        parl::cuda::check(cudaSetDevice(view.device), "device cuda:" + std::to_string(view.device));
-        changed_ = true;
+    explicit OnDevice(const DeviceTensor& view) : OnDevice(view.device) {}
+    explicit OnDevice(int device) {
+        if (device < 0) return;  // emulated
+        int current = 0;
+        parl::cuda::check(cudaGetDevice(&current), "the current device");
+        if (current == device) return;
+        py::object guard = py::module_::import("torch.cuda").attr("device")(device);
+        guard.attr("__enter__")();
+        guard_ = std::move(guard);
     }
     ~OnDevice() {
-        if (changed_) cudaSetDevice(before_);
+        if (!guard_) return;
+        try {
+            guard_.attr("__exit__")(py::none(), py::none(), py::none());
+        } catch (py::error_already_set& error) {
+            error.discard_as_unraisable("the end of a launch");
+        }
     }
     OnDevice(const OnDevice&) = delete;
     OnDevice& operator=(const OnDevice&) = delete;
 
   private:
-    int before_ = 0;
-    bool changed_ = false;
+    py::object guard_;
 };
 
 }  // namespace parl::bindings::cuda

@@ -230,7 +230,8 @@ void bind(py::module_& module, const char* linearization, const char* operator_n
 void bind_linearization(py::module_& module) {
     bind<float>(module, "MlpLinearizationFloat32", "MlpCurvatureFloat32");
     bind<double>(module, "MlpLinearizationFloat64", "MlpCurvatureFloat64");
-    module.def("load_blas", &parl::cuda::load_blas, "Looks for cuBLAS; RuntimeError where there is none.");
+    module.def("load_blas", &parl::cuda::load_blas, py::arg("cuda_version"),
+               "Looks for the cuBLAS of torch's CUDA; RuntimeError where there is none.");
     module.def(
         "linearize_mlp", &linearize_mlp, py::arg("widths"), py::arg("activation"), py::arg("head"),
         py::arg("squash"), py::arg("params"), py::arg("log_std"), py::arg("observations"), py::arg("actions"),

@@ -7,6 +7,7 @@ void bind_cuda(pybind11::module_& module) {
         module.def_submodule("cuda", "CUDA kernels. Streams are integers, torch's `Stream.cuda_stream`.");
     cuda::bind_conjugate_gradients(submodule);
     cuda::bind_linearization(submodule);
+    cuda::bind_machine(submodule);
     cuda::bind_scan(submodule);
 }
 

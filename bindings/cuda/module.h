@@ -12,6 +12,7 @@ void bind_cuda(pybind11::module_& module);
 namespace cuda {
 void bind_conjugate_gradients(pybind11::module_& module);
 void bind_linearization(pybind11::module_& module);
+void bind_machine(pybind11::module_& module);
 void bind_scan(pybind11::module_& module);
 }  // namespace cuda
 

@@ -7,6 +7,7 @@
 
 #include "cpu/buffer.h"
 #include "cpu/krylov.h"
+#include "math/conjugate_gradients.h"
 
 namespace parl::cpu {
 namespace {
@@ -64,8 +65,7 @@ class Recurrence {
         const T curvature = static_cast<T>(sums.curvature);
         const T growth = root<T>(sums.image) / root<T>(sums.direction);
         if (!(growth <= operator_norm)) operator_norm = growth;  // a NaN too
-        const T negligible =
-            std::numeric_limits<T>::epsilon() * operator_norm * static_cast<T>(sums.direction);
+        const T negligible = math::negligible_curvature(operator_norm, static_cast<T>(sums.direction));
         halted = std::abs(curvature) <= negligible;
         if (halted) return;
         negative = negative || curvature < -negligible;
@@ -92,20 +92,13 @@ class Recurrence {
         const T claimed = norm;
         norm = root<T>(sums.residual);
         x_norm_ = root<T>(sums.x);
-        if (!(norm > rtol && (claimed <= rtol || norm > T(2) * claimed))) return false;
+        if (!math::has_parted(norm, claimed, rtol)) return false;
         start(image_, sums.residual);
         return true;
     }
 
-    // Whether the residual is what rounding of A x leaves: `rounding_allowance` of
-    // parl_core/hypergrad/solvers/system.py, for the x that was checked last.
-    bool is_rounding(double rtol) const {
-        T condition = operator_norm * x_norm_;
-        if (condition > T(1000)) condition = T(1000);
-        T allowance = T(4) * std::numeric_limits<T>::epsilon() * condition;
-        if (allowance > static_cast<T>(10.0 * rtol)) allowance = static_cast<T>(10.0 * rtol);
-        return norm <= allowance;
-    }
+    // Whether the residual is what rounding of A x leaves, for the x that was checked last.
+    bool is_rounding(double rtol) const { return math::is_rounding(norm, operator_norm, x_norm_, rtol); }
 
     T norm = T(0);  // ‖rhs − A x‖, true or as the recurrence has it
     T operator_norm = T(0);
@@ -163,9 +156,8 @@ SolveEnd<T> conjugate_gradients(const ShiftedSystem<T>& system, const StoppingRu
         if (!is_checked && (!going || is_last || taken % rule.check_every == 0)) {
             is_checked = true;
             if (state.check(rtol)) {
-                const bool is_stuck = state.norm > T(0.5) * best;
-                failures = is_stuck ? failures + 1 : 0;
-                if (is_stuck && state.is_rounding(rule.rtol)) failures = rule.patience;
+                failures = math::failures_after_restart(failures, state.norm, best,
+                                                        state.is_rounding(rule.rtol), rule.patience);
                 best = std::min(best, state.norm);
             }
             end.residuals.back() = state.norm;

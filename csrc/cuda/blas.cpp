@@ -3,7 +3,8 @@
 #include <dlfcn.h>
 
 #include <map>
-#include <memory>
+#include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -37,18 +38,14 @@ void find(void* library, const char* name, Function& function) {
     function = reinterpret_cast<Function>(symbol);
 }
 
-Library load() {
+Library load(const std::string& cuda_version) {
+    const std::string name = "libcublas.so." + cuda_version.substr(0, cuda_version.find('.'));
     // The one in the process, whatever path it came by, before any that the loader would find.
-    void* library = nullptr;
-    for (const int mode : {RTLD_NOLOAD, 0}) {
-        for (const char* const name : {"libcublas.so.13", "libcublas.so.12"}) {
-            if (library == nullptr) library = dlopen(name, RTLD_NOW | RTLD_LOCAL | mode);
-        }
-    }
+    void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
+    if (library == nullptr) library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
-        throw std::runtime_error(
-            "cuBLAS was not found: neither libcublas.so.13 nor libcublas.so.12; builds of torch for CUDA "
-            "bring it along");
+        throw std::runtime_error("cuBLAS was not found: " + name +
+                                 "; builds of torch for CUDA bring it along");
     }
     Library found{};
     find(library, "cublasCreate_v2", found.create);
@@ -60,9 +57,11 @@ Library load() {
     return found;
 }
 
+std::optional<Library> loaded;
+
 const Library& library() {
-    static const Library loaded = load();
-    return loaded;
+    if (!loaded) throw std::runtime_error("cuBLAS is not loaded: load_blas comes first");
+    return *loaded;
 }
 
 void check(Status status, const char* what) {
@@ -87,7 +86,11 @@ const Gemm<double>& gemm(const Library& found, double) { return found.dgemm; }
 
 }  // namespace
 
-void load_blas() { library(); }
+void load_blas(const std::string& cuda_version) {
+    static std::mutex one_at_a_time;
+    const std::lock_guard<std::mutex> guard(one_at_a_time);
+    if (!loaded) loaded = load(cuda_version);
+}
 
 std::int64_t Blas::workspace_bytes() { return std::int64_t{32} << 20; }
 

@@ -1,15 +1,17 @@
 // Matrix products by cuBLAS, which is looked for at run time, first of all the one that torch has loaded: the
-// extension links neither. All matrices are row-major; strides are elements from one row to the next.
+// extension links none. All matrices are row-major; strides are elements from one row to the next.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <string>
 
 namespace parl::cuda {
 
-// Throws std::runtime_error where there is none, or none that is recent enough.
-void load_blas();
+// Looks for the cuBLAS of a version of CUDA, torch's own, since two of them may be in one process: "13.0". Comes before
+// all products, and does nothing once one is loaded. Throws std::runtime_error where there is none.
+void load_blas(const std::string& cuda_version);
 
 template <typename T>
 struct Matrix {
@@ -27,7 +29,7 @@ class Blas {
     static std::int64_t workspace_bytes();
 
     // `allow_tf32`: products of float may round their factors to TF32's 10 bits.
-    // Throws std::runtime_error where cuBLAS is not found or fails.
+    // Throws std::runtime_error where cuBLAS is not loaded or fails.
     Blas(cudaStream_t stream, void* workspace, bool allow_tf32);
 
     // out (rows, columns) = left (rows, inner) · right (inner, columns), or, if `accumulate`, += that.

@@ -1,10 +1,10 @@
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 
 #include "cuda/conjugate_gradients.h"
 #include "cuda/krylov.h"
 #include "cuda/launch.h"
+#include "math/conjugate_gradients.h"
 
 namespace parl::cuda {
 namespace {
@@ -14,11 +14,6 @@ static_assert(kNumPartials == 3 * kMaxSweepBlocks, "three sums of each block");
 // Up to here one block does a whole iteration, in one launch. It moves 11 numbers an element, at most 360 KB of
 // float, mostly between registers and the first-level cache; two launches more would cost a few microseconds.
 constexpr std::int64_t kOneBlock = 8192;
-
-template <typename T>
-__device__ constexpr T epsilon() {
-    return sizeof(T) == 4 ? static_cast<T>(FLT_EPSILON) : static_cast<T>(DBL_EPSILON);
-}
 
 template <typename T>
 __device__ T root(double square) {
@@ -59,7 +54,7 @@ __device__ void finish_curvature(const CgSolve<T>& s, const double (&sums)[3]) {
     const T curvature = static_cast<T>(sums[0]);
     const T growth = root<T>(sums[2]) / root<T>(sums[1]);
     if (!(growth <= s.reals[kOperatorNorm])) s.reals[kOperatorNorm] = growth;  // a NaN too
-    const T negligible = epsilon<T>() * s.reals[kOperatorNorm] * static_cast<T>(sums[1]);
+    const T negligible = math::negligible_curvature(s.reals[kOperatorNorm], static_cast<T>(sums[1]));
     s.words[kUnchecked] = 1;
     s.words[kHalted] = fabs(static_cast<double>(curvature)) <= static_cast<double>(negligible);
     if (curvature < -negligible) s.words[kNegative] = 1;
@@ -126,27 +121,16 @@ struct ResidualVisit {
     }
 };
 
-// `rounding_allowance` of parl_core/hypergrad/solvers/system.py.
-template <typename T>
-__device__ bool is_rounding(const CgSolve<T>& s, T x_norm) {
-    T condition = s.reals[kOperatorNorm] * x_norm;
-    if (condition > T(1000)) condition = T(1000);
-    T allowance = T(4) * epsilon<T>() * condition;
-    const T most = static_cast<T>(10.0 * s.rtol);
-    if (allowance > most) allowance = most;
-    return s.reals[kNorm] <= allowance;
-}
-
 template <typename T>
 __device__ void finish_residual(const CgSolve<T>& s, const double (&sums)[2]) {
     const T rtol = static_cast<T>(s.rtol), claimed = s.reals[kNorm], norm = root<T>(sums[0]);
     s.reals[kNorm] = norm;
     s.words[kUnchecked] = 0;
-    s.words[kRestart] = norm > rtol && (claimed <= rtol || norm > T(2) * claimed);
+    s.words[kRestart] = math::has_parted(norm, claimed, rtol);
     if (s.words[kRestart]) {
-        const bool is_stuck = norm > T(0.5) * s.reals[kBest];
-        s.words[kFailures] = is_stuck ? s.words[kFailures] + 1 : 0;
-        if (is_stuck && is_rounding(s, root<T>(sums[1]))) s.words[kFailures] = s.patience;
+        const bool rounding = math::is_rounding(norm, s.reals[kOperatorNorm], root<T>(sums[1]), s.rtol);
+        s.words[kFailures] =
+            math::failures_after_restart(s.words[kFailures], norm, s.reals[kBest], rounding, s.patience);
         if (norm < s.reals[kBest]) s.reals[kBest] = norm;
         s.reals[kSquare] = static_cast<T>(sums[0]);
     }

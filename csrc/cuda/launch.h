@@ -6,8 +6,11 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace parl::cuda {
 
@@ -33,15 +36,30 @@ std::string kernel_name([[maybe_unused]] void (*kernel)(P...)) {
 
 #if defined(__CUDACC__) || defined(PARL_CUDA_EMULATED)
 
-// Runs `kernel(arguments...)` on `stream`. More than 48 KiB of dynamic shared memory is asked for here.
+// Allows `kernel` all the dynamic shared memory that a block can have on the current device. Once and for the most, not
+// for each launch: a smaller launch of another thread would lower the limit just before a larger one of this.
+template <typename... P>
+void allow_shared_memory(void (*kernel)(P...)) {
+    static std::mutex one_at_a_time;
+    static std::set<std::pair<void (*)(P...), int>> allowed;
+    const std::lock_guard<std::mutex> guard(one_at_a_time);
+    int device = 0, most = 0;
+    check(cudaGetDevice(&device), "the current device");
+    if (allowed.count({kernel, device}) != 0) return;
+    cudaFuncAttributes attributes;
+    check(cudaFuncGetAttributes(&attributes, kernel), "attributes of " + kernel_name(kernel));
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory");
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               most - static_cast<int>(attributes.sharedSizeBytes)),
+          "shared memory of " + kernel_name(kernel));
+    allowed.emplace(kernel, device);
+}
+
+// Runs `kernel(arguments...)` on `stream`.
 template <typename... P, typename... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream,
             A... arguments) {
-    if (shared_bytes > 48 << 10) {
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(shared_bytes)),
-              "shared memory of " + kernel_name(kernel));
-    }
+    if (shared_bytes > 48 << 10) allow_shared_memory(kernel);
 #if defined(__CUDACC__)
     kernel<<<grid, block, shared_bytes, stream>>>(static_cast<P>(arguments)...);
     const cudaError_t error = cudaGetLastError();

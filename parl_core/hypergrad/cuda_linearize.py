@@ -57,5 +57,5 @@ def cuda_chunk() -> type[CudaChunk]:
     Raises:
         ImportError, RuntimeError: one of them is not; the message says which.
     """
-    cuda_library().load_blas()
+    cuda_library().load_blas(torch.version.cuda or "")
     return CudaChunk

@@ -54,10 +54,12 @@ def why_no_triton() -> str | None:
 def why_no_cuda() -> str | None:
     """Why the CUDA kernels cannot be used here, or None if they can."""
     try:
-        cuda_library()
+        library = cuda_library()
     except ImportError as error:
         return str(error)
-    return None if emulated() else _why_no_gpu()
+    if emulated():
+        return library.why_not(-1) or None
+    return _why_no_gpu() or library.why_not(_device_in_use()) or None
 
 
 def why_no_graph() -> str | None:
@@ -70,7 +72,7 @@ def cuda_library() -> Any:
     """The module of the CUDA kernels.
 
     Raises:
-        ImportError: the extension is not built, or was built without nvcc.
+        ImportError: the extension is not built, or was built without them.
     """
     if emulated():
         spec = importlib.util.spec_from_file_location("_emulated", os.environ["PARL_CUDA_EMULATED"])
@@ -80,13 +82,22 @@ def cuda_library() -> Any:
         return module.cuda
     native = importlib.import_module("parl_core._native")
     if not hasattr(native, "cuda"):
-        raise ImportError("the extension was built without nvcc; install the CUDA toolkit, then parl-core again")
+        raise ImportError(
+            "the extension was built without CUDA kernels, for want of an nvcc that works; install the CUDA toolkit, 11.8 "
+            "or later, then parl-core again, with `pip install -v` to see what CMake says of it"
+        )
     return native.cuda
 
 
 def cuda_stream(tensor: torch.Tensor) -> int:
     """The stream that the CUDA kernels are to run on, torch's current one on the device of `tensor`."""
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
+def _device_in_use() -> int:
+    """The first that torch has memory on, or else the current one: to ask a device makes a context there."""
+    in_use = (device for device in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(device))
+    return next(in_use, torch.cuda.current_device())
 
 
 def _why_no_gpu() -> str | None:

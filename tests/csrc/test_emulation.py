@@ -148,6 +148,12 @@ def test_dynamic_shared_memory_is_nan_at_first(emulated):
     assert out.isnan().all()
 
 
+def test_a_smaller_launch_leaves_the_limit_of_shared_memory(emulated):
+    """A larger one of another thread may be about to begin."""
+    for size in (100_000, 60_000, 150_000, 100_000):
+        emulated.examples.launch_with(1, 1, size, torch.zeros(1).data_ptr())
+
+
 @pytest.mark.parametrize("resident", [1, 2, 7])
 def test_blocks_that_take_turns(emulated, resident):
     """Some wait for others that have begun before them; each has its own shared memory."""
@@ -179,7 +185,7 @@ def test_sleeping_for_ever_is_reported(emulated):
         ((2**31, 32, 4), "a grid that is too large"),
         ((1, 1025, 4), "a block of 1025 threads, of 1 to 1024"),
         ((1, 0, 4), "a block of 0 threads"),
-        ((1, 32, 228 * 1024), "at most 227 KiB"),
+        ((1, 32, 228 * 1024), "233472 bytes of dynamic shared memory, of at most 232448"),
     ],
 )
 def test_launches_that_cuda_refuses(emulated, arguments, message):

@@ -4,7 +4,7 @@
 
 namespace parl::cuda {
 
-void load_blas() {}
+void load_blas(const std::string&) {}
 
 std::int64_t Blas::workspace_bytes() { return 0; }
 

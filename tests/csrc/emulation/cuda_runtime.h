@@ -216,7 +216,14 @@ inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 
 // The runtime. Streams are in order and finished at once.
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorNotReady = 600 };
+#define CUDART_VERSION 13000
+enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorInsufficientDriver = 35,
+    cudaErrorNoKernelImageForDevice = 209,
+    cudaErrorNotReady = 600
+};
 enum cudaMemcpyKind {
     cudaMemcpyHostToHost,
     cudaMemcpyHostToDevice,
@@ -230,6 +237,7 @@ using cudaStream_t = struct CUstream_st*;
 using cudaEvent_t = struct CUevent_st*;
 
 inline const char* cudaGetErrorString(cudaError_t error) {
+    if (error == cudaErrorNoKernelImageForDevice) return "no kernel image is available";
     return error == cudaSuccess ? "no error" : "an error of the emulation";
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -271,6 +279,21 @@ inline cudaError_t cudaGetDevice(int* device) {
     return cudaSuccess;
 }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaDriverGetVersion(int* version) {
+    *version = parl::emulation::machine.driver;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGetDeviceCount(int* count) {
+    *count = 1;
+    return parl::emulation::machine.driver < CUDART_VERSION ? cudaErrorInsufficientDriver : cudaSuccess;
+}
+struct cudaFuncAttributes {
+    std::size_t sharedSizeBytes = 0;
+};
+template <typename... P>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, void (*)(P...)) {
+    return parl::emulation::machine.capability < 80 ? cudaErrorNoKernelImageForDevice : cudaSuccess;
+}
 // Few multiprocessors, so that grids as large as the machine loop within small tests.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     *value = attribute == cudaDevAttrMultiProcessorCount ? 2 : 227 << 10;

@@ -15,6 +15,7 @@ namespace parl::emulation {
 
 Index3 thread_index{}, block_index{};
 Dim3 block_size, grid_size;
+Machine machine;
 
 namespace {
 
@@ -121,7 +122,9 @@ void set_resident_blocks(unsigned count) { resident_blocks = std::max(count, 1u)
 
 void allow_shared_bytes(const void* kernel, std::size_t bytes) {
     if (bytes > kMaxSharedBytes) throw std::runtime_error("a block has at most 227 KiB of shared memory");
-    allowed_shared_bytes[kernel] = std::max(bytes, kSharedBytes);
+    std::size_t& allowed = allowed_shared_bytes[kernel];
+    if (bytes < allowed) throw std::runtime_error("the limit of a kernel's shared memory is lowered");
+    allowed = std::max(bytes, kSharedBytes);
 }
 
 void run(const Launch& launch, const std::function<void()>& body) {

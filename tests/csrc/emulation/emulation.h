@@ -55,13 +55,20 @@ struct Launch {
 // thread did wrong.
 void run(const Launch& launch, const std::function<void()>& body);
 
+// What the driver and the GPU say of themselves: the newest CUDA that the driver knows, and the compute capability.
+struct Machine {
+    int driver = 13000, capability = 90;
+};
+extern Machine machine;
+
 // From where the order of threads and blocks is drawn.
 void set_seed(std::uint64_t seed);
 
 // How many blocks take turns, 1 in the beginning.
 void set_resident_blocks(unsigned count);
 
-// How much dynamic shared memory `kernel` may ask for beyond the usual 48 KiB.
+// How much dynamic shared memory `kernel` may ask for beyond the usual 48 KiB. It is an error to lower that,
+// since another thread may be about to launch with more.
 void allow_shared_bytes(const void* kernel, std::size_t bytes);
 
 void* dynamic_shared_memory();
