@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .accelerators import triton_devices
 from .registry import Kernel, Op
-from .segments import is_legacy_batched, plain
+from .segments import is_legacy_batched, plain_rows
 
 
 def log_prob_of(logits: Tensor, actions: Tensor) -> Tensor:
@@ -87,10 +87,4 @@ def run(op: Op, backend: str, logits: Tensor, *rest: Tensor | None) -> Any:
     """The kernel on tensors that are followed by nobody; of logits and tangents rows may be apart."""
     if any(tensor is not None and is_legacy_batched(tensor) for tensor in (logits, *rest)):
         backend = "reference"
-    return op.kernel(backend)(*(None if t is None else _readable(t) for t in (logits, *rest)))
-
-
-def _readable(tensor: Tensor) -> Tensor:
-    if tensor.dim() == 2 and tensor.stride(1) == 1 and not tensor.is_neg():
-        return tensor.detach() if tensor.requires_grad else tensor
-    return plain(tensor)
+    return op.kernel(backend)(*(None if t is None else plain_rows(t) for t in (logits, *rest)))

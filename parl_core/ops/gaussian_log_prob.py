@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .accelerators import triton_devices
 from .registry import Kernel, Op
-from .segments import is_differentiated, is_legacy_batched, is_traced, plain
+from .segments import is_differentiated, is_legacy_batched, is_traced, plain_rows
 
 
 def gaussian_log_prob(
@@ -173,15 +173,8 @@ def _run(op: Op, backend: str, tensors: tuple[Tensor | None, ...], squash: bool)
     """The kernel on tensors that are followed by nobody: actions, means, log standard deviations, and what else it takes."""
     if any(tensor is not None and is_legacy_batched(tensor) for tensor in tensors):
         backend = "reference"
-    actions, mean, log_std, *rest = (None if tensor is None else _readable(tensor) for tensor in tensors)
+    actions, mean, log_std, *rest = (None if tensor is None else plain_rows(tensor) for tensor in tensors)
     return op.kernel(backend)(actions, mean, log_std, squash, *rest)
-
-
-def _readable(tensor: Tensor) -> Tensor:
-    """Rows of a matrix may be apart."""
-    if tensor.dim() == 2 and tensor.stride(1) == 1 and not tensor.is_neg():
-        return tensor.detach() if tensor.requires_grad else tensor
-    return plain(tensor)
 
 
 def _value(actions: Tensor | None, mean: Tensor, log_std: Tensor, squash: bool, backend: str) -> Tensor:

@@ -112,9 +112,22 @@ def is_wrapped(tensor: Tensor) -> bool:
 
 def plain(tensor: Tensor) -> Tensor:
     """`tensor` as kernels read it: without its graph, contiguous, its sign resolved."""
+    return _readable(tensor).contiguous()
+
+
+def plain_rows(tensor: Tensor) -> Tensor:
+    """`plain`, except that the rows of a matrix may be apart."""
+    tensor = _readable(tensor)
+    return tensor if tensor.dim() == 2 and tensor.stride(1) == 1 else tensor.contiguous()
+
+
+def _readable(tensor: Tensor) -> Tensor:
     if tensor.requires_grad:
         tensor = tensor.detach()
-    return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    # Forward mode stands in for tangents of zero with tensors that have no memory, and `contiguous` gives them none.
+    return tensor.clone() if tensor._is_zerotensor() else tensor
 
 
 def plain_offsets(offsets: Tensor | None, steps: Tensor, backend: str) -> Tensor | None:
