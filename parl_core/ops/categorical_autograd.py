@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .categorical_terms import ALONG, FISHER, GRADIENT, VALUE, run
+from .function_rules import saved_primals
 from .segments import is_differentiated
 
 
@@ -144,8 +145,8 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, None]:
-        logits, logsumexp, actions = ctx.saved_tensors
-        return along(logits, logsumexp, actions, tangent, ctx.via), None
+        with saved_primals(ctx) as (logits, logsumexp, actions):
+            return along(logits, logsumexp, actions, tangent, ctx.via), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -169,13 +170,13 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, u: Tensor | None, _: None, __: None, moved: Tensor | None, ___: None) -> Tensor:
-        logits, logsumexp, actions, weights = ctx.saved_tensors
         parts = []
-        if u is not None:
-            parts.append(fisher(logits, logsumexp, None, u, -weights, ctx.via)[1])
-        if moved is not None:
-            parts.append(gradient(logits, logsumexp, actions, moved, ctx.via))
-        return _sum(parts)
+        with saved_primals(ctx) as (logits, logsumexp, actions, weights):
+            if u is not None:
+                parts.append(fisher(logits, logsumexp, None, u, -weights, ctx.via)[1])
+            if moved is not None:
+                parts.append(gradient(logits, logsumexp, actions, moved, ctx.via))
+            return _sum(parts)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -199,13 +200,13 @@ class _Along(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, u: Tensor | None, _: None, __: None, moved: Tensor | None, ___: None) -> Tensor:
-        logits, logsumexp, actions, tangent = ctx.saved_tensors
         parts = []
-        if u is not None:
-            parts.append(-_covariance(logits, tangent, u, ctx.via))
-        if moved is not None:
-            parts.append(along(logits, logsumexp, actions, moved, ctx.via))
-        return _sum(parts)
+        with saved_primals(ctx) as (logits, logsumexp, actions, tangent):
+            if u is not None:
+                parts.append(-_covariance(logits, tangent, u, ctx.via))
+            if moved is not None:
+                parts.append(along(logits, logsumexp, actions, moved, ctx.via))
+            return _sum(parts)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -240,19 +241,18 @@ class _Fisher(torch.autograd.Function):
     def jvp(
         ctx: Any, u: Tensor | None, _: None, __: None, moved: Tensor | None, scaled: Tensor | None, ___: None
     ) -> tuple[Tensor, Tensor]:
-        logits, logsumexp, actions, tangent, scale = ctx.saved_tensors
         alongs, images = [], []
-        if u is not None:
-            alongs.append(-_covariance(logits, tangent, u, ctx.via))
-            images.append(fisher(logits, logsumexp, None, _bend(logits, tangent, u, ctx.via), scale, ctx.via)[1])
-        if moved is not None:
-            for parts, part in zip(
-                (alongs, images), fisher(logits, logsumexp, actions, moved, scale, ctx.via), strict=True
-            ):
-                parts.append(part)
-        if scaled is not None:
-            images.append(fisher(logits, logsumexp, None, tangent, scaled, ctx.via)[1])
-        return _sum(alongs) if alongs else torch.zeros_like(images[0][:, 0]), _sum(images)
+        with saved_primals(ctx) as (logits, logsumexp, actions, tangent, scale):
+            if u is not None:
+                alongs.append(-_covariance(logits, tangent, u, ctx.via))
+                images.append(fisher(logits, logsumexp, None, _bend(logits, tangent, u, ctx.via), scale, ctx.via)[1])
+            if moved is not None:
+                by_tangent = fisher(logits, logsumexp, actions, moved, scale, ctx.via)
+                alongs.append(by_tangent[0])
+                images.append(by_tangent[1])
+            if scaled is not None:
+                images.append(fisher(logits, logsumexp, None, tangent, scaled, ctx.via)[1])
+            return _sum(alongs) if alongs else torch.zeros_like(images[0][:, 0]), _sum(images)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:

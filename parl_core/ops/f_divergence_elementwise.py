@@ -15,6 +15,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from .accelerators import HALF_AND_SINGLE, triton_devices
 from .f_divergence_terms import Term, jet
+from .function_rules import saved_primals
 from .registry import Kernel, Op
 from .segments import ON_CPU, SINGLE_AND_DOUBLE, is_traced, plain
 
@@ -93,8 +94,8 @@ class _Terms(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        (log_ratio,) = ctx.saved_tensors
-        return tangent * _next(ctx, log_ratio)
+        with saved_primals(ctx) as (log_ratio,):
+            return tangent * _next(ctx, log_ratio)
 
     @staticmethod
     def vmap(
@@ -103,7 +104,7 @@ class _Terms(torch.autograd.Function):
         return terms(log_ratio, term, order, backend), in_dims[0]
 
 
-# Under torch.compile the derivatives are opaque nodes, see scan.py.
+# Under torch.compile the derivatives are opaque nodes, see `recurrence`.
 @torch.library.custom_op(
     "parl_core::f_divergence_terms",
     mutates_args=(),

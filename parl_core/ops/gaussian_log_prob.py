@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .accelerators import triton_devices
+from .function_rules import saved_primals
 from .registry import Kernel, Op
 from .segments import is_differentiated, is_legacy_batched, is_traced, plain_rows
 
@@ -232,7 +233,8 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _: None, of_mean: Tensor | None, of_log_std: Tensor | None, *__: None) -> Tensor:
         tangents = _filled(of_mean, of_log_std)
-        return _along(ctx.saved_tensors, tangents, ctx.squash, ctx.backend)
+        with saved_primals(ctx) as saved:
+            return _along(saved, tangents, ctx.squash, ctx.backend)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -266,16 +268,15 @@ class _Gradient(torch.autograd.Function):
     def jvp(
         ctx: Any, _: None, of_mean: Tensor | None, of_log_std: Tensor | None, moved: Tensor | None, *__: None
     ) -> tuple[Tensor, Tensor]:
-        *tensors, weights = ctx.saved_tensors
         parts = []
-        if of_mean is not None or of_log_std is not None:
-            tangents = _filled(of_mean, of_log_std)
-            parts.append(_second_order(tuple(tensors), tangents, weights, ctx.squash, ctx.backend)[1:])
-        if moved is not None:
-            actions, mean, log_std = tensors
-            parts.append(_gradient(actions, mean, log_std, moved, ctx.squash, ctx.backend))
-        by_mean, by_log_std = zip(*parts, strict=True)
-        return sum(by_mean[1:], by_mean[0]), sum(by_log_std[1:], by_log_std[0])
+        with saved_primals(ctx) as (actions, mean, log_std, weights):
+            if of_mean is not None or of_log_std is not None:
+                tangents = _filled(of_mean, of_log_std)
+                parts.append(_second_order((actions, mean, log_std), tangents, weights, ctx.squash, ctx.backend)[1:])
+            if moved is not None:
+                parts.append(_gradient(actions, mean, log_std, moved, ctx.squash, ctx.backend))
+            by_mean, by_log_std = zip(*parts, strict=True)
+            return sum(by_mean[1:], by_mean[0]), sum(by_log_std[1:], by_log_std[0])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..offsets import remember_offsets
 from .accelerators import BFLOAT_TO_DOUBLE, HALF_TO_DOUBLE, cuda_devices, triton_devices
+from .function_rules import saved_primals
 from .registry import Kernel, Op
 from .segments import (
     ON_CPU,
@@ -210,16 +211,16 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, link_tangent: Tensor | None, *_: None) -> Tensor:
-        offsets, coefficients, output = ctx.saved_tensors
-        links = ctx.discount if coefficients is None else coefficients
-        if link_tangent is not None:
-            if ctx.reverse:
-                moved = link_tangent * neighbour(output, offsets, reverse=True)
-            else:
-                moved = neighbour(link_tangent * output, offsets, reverse=False)
-            tangent = moved if tangent is None else tangent + moved
-        assert tangent is not None
-        return _differentiable(tangent, links, offsets, ctx.reverse, ctx.backend)
+        with saved_primals(ctx) as (offsets, coefficients, output):
+            links = ctx.discount if coefficients is None else coefficients
+            if link_tangent is not None:
+                if ctx.reverse:
+                    moved = link_tangent * neighbour(output, offsets, reverse=True)
+                else:
+                    moved = neighbour(link_tangent * output, offsets, reverse=False)
+                tangent = moved if tangent is None else tangent + moved
+            assert tangent is not None
+            return _differentiable(tangent, links, offsets, ctx.reverse, ctx.backend)
 
     @staticmethod
     def vmap(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -103,3 +104,30 @@ def test_reverse_over_forward(name, x):
     expected, direction = hessian(name, x), constants(x, SIZE, seed=2)
     same(torch.func.grad(lambda x: jvp(lambda x: weighted(name, x), (x,), (direction,))[1])(x), expected @ direction)
     same(torch.func.jacrev(torch.func.jacfwd(lambda x: weighted(name, x)))(x), expected)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_forward_over_forward(name, x):
+    expected, first, second = hessian(name, x), constants(x, SIZE, seed=2), constants(x, SIZE, seed=3)
+
+    def along(x):
+        return jvp(lambda x: weighted(name, x), (x,), (first,))[1]
+
+    same(jvp(along, (x,), (second,))[1], second @ expected @ first)
+    same(torch.func.jacfwd(torch.func.jacfwd(lambda x: weighted(name, x)))(x), expected)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_forward_three_times(name, x):
+    direction = constants(x, SIZE, seed=2)
+
+    def along(x):
+        return curved(name, x).sum()
+
+    for _ in range(3):
+        along = partial(lambda function, x: jvp(function, (x,), (direction,))[1], along)
+    differentiated = x.clone().requires_grad_()
+    expected = curved(name, differentiated).sum()
+    for _ in range(3):
+        expected = torch.autograd.grad(expected, differentiated, create_graph=True)[0] @ direction
+    same(along(x), expected.detach())

@@ -1,0 +1,25 @@
+"""What the rules of the ops' autograd Functions share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+@contextmanager
+def saved_primals(ctx: Any) -> Iterator[tuple[Tensor | None, ...]]:
+    """For a `jvp` rule: the tensors that were saved, without their tangents, to compute with in forward mode.
+
+    torch runs these rules with forward mode off, since what was saved carries the tangents that are being pushed. But off
+    it is for the outer levels of nested transformations, too, and their tangents would be lost without a word. Without
+    the tangents of its own level a rule can have forward mode on, and is followed by those beyond.
+    """
+    with forward_ad._set_fwd_grad_enabled(True):
+        yield tuple(
+            forward_ad.unpack_dual(tensor).primal if tensor is not None and tensor.is_floating_point() else tensor
+            for tensor in ctx.saved_tensors
+        )
