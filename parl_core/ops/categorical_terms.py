@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .accelerators import triton_devices
 from .registry import Kernel, Op
-from .segments import is_legacy_batched, plain_rows
+from .segments import dtype_of_sums, is_legacy_batched, plain_rows
 
 
 def log_prob_of(logits: Tensor, actions: Tensor) -> Tensor:
@@ -76,11 +76,6 @@ for _op, _name in ((VALUE, "log_prob"), (GRADIENT, "gradient"), (ALONG, "along")
     _op.register("triton", _load_triton(_name), device_types=triton_devices(), dtypes=_FLOATS)
 KERNEL_DEVICES = triton_devices()
 """Where there are kernels."""
-
-
-def dtype_of_sums(logits: Tensor) -> torch.dtype:
-    """float32 for half precision."""
-    return torch.promote_types(logits.dtype, torch.float32)
 
 
 def run(op: Op, backend: str, logits: Tensor, *rest: Tensor | None) -> Any:

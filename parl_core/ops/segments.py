@@ -168,6 +168,11 @@ def as_offsets(steps: Tensor, offsets: Tensor | None) -> Tensor:
     return torch.arange(rows + 1, device=steps.device) * steps.shape[-1]
 
 
+def dtype_of_sums(tensor: Tensor) -> torch.dtype:
+    """What sums over `tensor` are made in: its own dtype, or single precision for half."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def neighbour(steps: Tensor, offsets: Tensor | None, *, reverse: bool, edge: Tensor | None = None) -> Tensor:
     """The value at the step after (`reverse`) or before, and `edge` (N,), default 0, where there is none.
 
@@ -193,11 +198,10 @@ def time_major(steps: Tensor, offsets: Tensor) -> Tensor:
     """Steps as (horizon, N), zero after a trajectory's end; half precision becomes single."""
     lengths = offsets.diff()
     horizon = int(lengths.max()) if len(lengths) else 0
-    dtype = steps.dtype if steps.dtype == torch.float64 else torch.float32
     time = torch.arange(horizon, device=steps.device).unsqueeze(1)
     place = (offsets[:-1] + time).clamp(max=steps.numel() - 1)
     # Nothing is written in place, since autograd's own vmap could not follow.
-    return torch.where(time < lengths, steps.reshape(-1).to(dtype)[place], 0)
+    return torch.where(time < lengths, steps.reshape(-1).to(dtype_of_sums(steps))[place], 0)
 
 
 def from_time_major(padded: Tensor, offsets: Tensor, like: Tensor) -> Tensor:
