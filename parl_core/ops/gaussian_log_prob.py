@@ -45,16 +45,16 @@ def gaussian_log_prob(
         backend: see `available_backends()`; None: the innermost `with backend(…)`, or else the device's best.
 
     Returns:
-        (T,), natural logarithms in the dtype of the arguments.
+        (T,), natural logarithms in the dtype that the arguments promote to, in which all is computed.
 
     Raises:
-        ValueError: a wrong shape.
+        TypeError: a wrong dtype or type.
+        ValueError: a wrong shape or device.
         BackendError: the backend asked for cannot be used here.
     """
-    if actions.shape != mean.shape:
-        raise ValueError(f"actions must have shape (T, da) = {tuple(mean.shape)}, got {tuple(actions.shape)}")
-    if log_std.shape not in (mean.shape, mean.shape[-1:]):
-        raise ValueError(f"log_std must have shape (T, da) = {tuple(mean.shape)} or (da,), got {tuple(log_std.shape)}")
+    _check(actions, mean, log_std)
+    dtype = functools.reduce(torch.promote_types, (actions.dtype, mean.dtype, log_std.dtype))
+    actions, mean, log_std = actions.to(dtype), mean.to(dtype), log_std.to(dtype)
     compiling = is_traced(mean)
     if compiling and mean.device.type not in _KERNEL_DEVICES:
         return reference(actions, mean, log_std, squash)
@@ -68,6 +68,20 @@ def gaussian_log_prob(
     unsquashed = unsquash(actions, mean, squash)
     log_prob = _by_rows(value, None, mean - unsquashed, log_std, False, chosen)
     return log_prob - log_tanh_slope(unsquashed).sum(-1) if squash else log_prob
+
+
+def _check(actions: Tensor, mean: Tensor, log_std: Tensor) -> None:
+    for name, tensor in (("mean", mean), ("actions", actions), ("log_std", log_std)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be of a floating-point dtype, got {tensor.dtype}")
+        if tensor.device != mean.device:
+            raise ValueError(f"{name} must be on the device of mean, {mean.device}, got {tensor.device}")
+    if actions.shape != mean.shape:
+        raise ValueError(f"actions must have shape (T, da) = {tuple(mean.shape)}, got {tuple(actions.shape)}")
+    if log_std.shape not in (mean.shape, mean.shape[-1:]):
+        raise ValueError(f"log_std must have shape (T, da) = {tuple(mean.shape)} or (da,), got {tuple(log_std.shape)}")
 
 
 def log_tanh_slope(unsquashed: Tensor) -> Tensor:
@@ -158,13 +172,12 @@ _KERNEL_DEVICES = triton_devices()
 def _by_rows(
     function: Callable[..., Tensor], actions: Tensor | None, mean: Tensor, log_std: Tensor, *rest: Any
 ) -> Tensor:
-    """`function` of (T, da) tensors of one dtype, for any number of leading dimensions."""
-    dtype = functools.reduce(torch.promote_types, (t.dtype for t in (actions, mean, log_std) if t is not None))
+    """`function` of (T, da) tensors, for any number of leading dimensions."""
     size = mean.shape[-1]
     steps = mean.shape[:-1].numel()
 
     def rows(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype).expand(mean.shape).reshape(steps, size)
+        return tensor.expand(mean.shape).reshape(steps, size)
 
     value = function(None if actions is None else rows(actions), rows(mean), rows(log_std), *rest)
     return value.reshape(mean.shape[:-1])

@@ -168,7 +168,7 @@ def test_self_normalized_knows_no_factor():
 @pytest.mark.parametrize("given", [None, TestDerivatives.offsets], ids=["pooled", "trajectories"])
 @pytest.mark.parametrize("self_normalized", [False, True])
 def test_half_precision_is_rounded_at_the_end(dtype, given, self_normalized):
-    """Values and derivatives of both orders, whichever way they take: half a rounding unit from those of the same numbers."""
+    """Values and derivatives of both orders, whichever way they take: half a rounding unit off for the same numbers."""
     x = log_ratios(12, seed=3, spread=0.4).to(dtype)
     weights = torch.linspace(0.1, 0.7, 12 if given is None else 4).to(dtype)
     direction = log_ratios(12, seed=9).to(dtype)
