@@ -14,14 +14,13 @@ gradient a pass, is not an input that is differentiated: what it owes to the log
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .categorical_terms import ALONG, FISHER, GRADIENT, VALUE, run
-from .function_rules import saved_primals
+from .function_rules import over_batch, saved_primals
 from .segments import is_differentiated
 
 
@@ -150,7 +149,7 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _over_batch(value, info.batch_size, in_dims, arguments)
+        return over_batch(value, info.batch_size, in_dims, arguments)
 
 
 class _Gradient(torch.autograd.Function):
@@ -180,7 +179,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _over_batch(gradient, info.batch_size, in_dims, arguments)
+        return over_batch(gradient, info.batch_size, in_dims, arguments)
 
 
 class _Along(torch.autograd.Function):
@@ -210,7 +209,7 @@ class _Along(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _over_batch(along, info.batch_size, in_dims, arguments)
+        return over_batch(along, info.batch_size, in_dims, arguments)
 
 
 class _Fisher(torch.autograd.Function):
@@ -256,7 +255,7 @@ class _Fisher(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _over_batch(fisher, info.batch_size, in_dims, arguments)
+        return over_batch(fisher, info.batch_size, in_dims, arguments)
 
 
 def _save(ctx: Any, *tensors: Tensor | None) -> None:
@@ -266,24 +265,3 @@ def _save(ctx: Any, *tensors: Tensor | None) -> None:
 
 def _sum(parts: list[Tensor]) -> Tensor:
     return functools.reduce(torch.add, parts)
-
-
-def _over_batch(
-    part: Callable[..., Any], batch: int, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...]
-) -> tuple[Any, Any]:
-    """A part of a batch of B: that of B times as many steps."""
-    *tensors, via = arguments
-
-    def steps(tensor: Tensor | None, dim: int | None) -> Tensor | None:
-        if tensor is None:
-            return None
-        batched = tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        return batched.flatten(0, 1)
-
-    def apart(out: Tensor) -> Tensor:
-        return out.reshape(batch, out.shape[0] // max(batch, 1), *out.shape[1:])
-
-    result = part(*map(steps, tensors, in_dims), via)
-    if isinstance(result, Tensor):
-        return apart(result), 0
-    return tuple(map(apart, result)), (0,) * len(result)

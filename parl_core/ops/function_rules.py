@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,3 +23,29 @@ def saved_primals(ctx: Any) -> Iterator[tuple[Tensor | None, ...]]:
             forward_ad.unpack_dual(tensor).primal if tensor is not None and tensor.is_floating_point() else tensor
             for tensor in ctx.saved_tensors
         )
+
+
+def over_batch(
+    part: Callable[..., Any], batch: int, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """The `vmap` rule of a part in which every step, the first dimension of all tensors, is by itself.
+
+    A batch of B is that of B times as many steps.
+    """
+    batched = [
+        argument
+        if not isinstance(argument, Tensor)
+        else argument.expand(batch, *argument.shape)
+        if dim is None
+        else argument.movedim(dim, 0)
+        for argument, dim in zip(arguments, in_dims, strict=True)
+    ]
+    steps = next(argument.shape[1] for argument in batched if isinstance(argument, Tensor))
+
+    def apart(out: Tensor) -> Tensor:
+        return out.reshape(batch, steps, *out.shape[1:])
+
+    result = part(*(argument.flatten(0, 1) if isinstance(argument, Tensor) else argument for argument in batched))
+    if isinstance(result, Tensor):
+        return apart(result), 0
+    return tuple(map(apart, result)), (0,) * len(result)

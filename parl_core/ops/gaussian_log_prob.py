@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .accelerators import triton_devices
-from .function_rules import saved_primals
+from .function_rules import over_batch, saved_primals
 from .registry import Kernel, Op
 from .segments import is_differentiated, is_legacy_batched, is_traced, plain_rows
 
@@ -251,7 +251,7 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _over_batch(_value, info.batch_size, in_dims, arguments)
+        return over_batch(_value, info.batch_size, in_dims, arguments)
 
 
 class _Gradient(torch.autograd.Function):
@@ -293,7 +293,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _over_batch(_gradient, info.batch_size, in_dims, arguments)
+        return over_batch(_gradient, info.batch_size, in_dims, arguments)
 
 
 def _filled(of_mean: Tensor | None, of_log_std: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -302,25 +302,6 @@ def _filled(of_mean: Tensor | None, of_log_std: Tensor | None) -> tuple[Tensor, 
         assert of_log_std is not None
         return torch.zeros_like(of_log_std), of_log_std
     return of_mean, torch.zeros_like(of_mean) if of_log_std is None else of_log_std
-
-
-def _over_batch(
-    part: Callable[..., Any], batch: int, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...]
-) -> tuple[Any, Any]:
-    """A part of a batch of B: that of B times as many steps."""
-    *tensors, squash, backend = arguments
-    steps = [
-        None
-        if tensor is None
-        else (tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)).flatten(0, 1)
-        for tensor, dim in zip(tensors, in_dims[: len(tensors)], strict=True)
-    ]
-    result = part(*steps, squash, backend)
-
-    def apart(out: Tensor) -> Tensor:
-        return out.reshape(batch, out.shape[0] // max(batch, 1), *out.shape[1:])
-
-    return (apart(result), 0) if isinstance(result, Tensor) else (tuple(map(apart, result)), (0, 0))
 
 
 # Under torch.compile both are opaque nodes, see `recurrence`; what lies beyond is made of torch's own operations.

@@ -209,7 +209,7 @@ def test_mixed_dtypes_are_promoted_first(backend, of_actions, device):
 def test_bad_types():
     with pytest.raises(TypeError, match="mean must be a Tensor, got list"):
         gaussian_log_prob(torch.zeros(5, 2), cast(Any, [[0.0]]), torch.zeros(2))
-    with pytest.raises(TypeError, match="actions must be of a floating-point dtype, got torch.int64"):
+    with pytest.raises(TypeError, match="actions must be of a floating-point dtype, got"):
         gaussian_log_prob(torch.zeros(5, 2, dtype=torch.int64), torch.zeros(5, 2), torch.zeros(2))
     with pytest.raises(ValueError, match="log_std must be on the device of mean, cpu, got meta"):
         gaussian_log_prob(torch.zeros(5, 2), torch.zeros(5, 2), torch.zeros(2, device="meta"))

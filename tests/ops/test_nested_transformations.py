@@ -131,3 +131,17 @@ def test_forward_three_times(name, x):
     for _ in range(3):
         expected = torch.autograd.grad(expected, differentiated, create_graph=True)[0] @ direction
     same(along(x), expected.detach())
+
+
+@pytest.mark.parametrize("head", ["categorical", "gaussian"])
+def test_an_empty_batch_has_steps(head, x):
+    """Of a batch of none, too, values and gradients have the shape of a batch."""
+    logits, actions = x.reshape(2, 3, 2)[:0], torch.zeros(3, dtype=torch.int64, device=x.device)
+
+    def log_prob(logits):
+        if head == "categorical":
+            return ops.categorical_log_prob(logits, actions)
+        return ops.gaussian_log_prob(x[:6].reshape(3, 2), logits, logits)
+
+    assert torch.func.vmap(log_prob)(logits).shape == (0, 3)
+    assert torch.func.vmap(torch.func.grad(lambda logits: log_prob(logits).sum()))(logits).shape == (0, 3, 2)
