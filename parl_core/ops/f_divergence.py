@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,10 +16,10 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from ..offsets import check_offset_values, reads_are_free
-from .accelerators import HALF_AND_SINGLE, triton_devices
+from .accelerators import HALF_TO_DOUBLE, triton_devices
 from .f_divergence_elementwise import TERMS, is_transformed, terms
 from .f_divergence_terms import Term, jet, term_of
-from .registry import Kernel, Op
+from .registry import Kernel, Op, kernel_in
 from .segments import ON_CPU, SINGLE_AND_DOUBLE, dtype_of_sums, is_traced, is_wrapped, plain
 
 
@@ -175,20 +174,15 @@ def _load_cpp_product() -> Kernel:
     return cpp
 
 
-def _load_triton(name: str) -> Callable[[], Kernel]:
-    def load() -> Kernel:
-        kernel: Kernel = getattr(importlib.import_module("parl_core.kernels.triton_divergence"), name)
-        return kernel
-
-    return load
-
-
 _SUM = Op("f_divergence", reference)
 _PRODUCT = Op("f_divergence, second order", reference_product)
 for _op, _load, _name in ((_SUM, _load_cpp, "divergence_sum"), (_PRODUCT, _load_cpp_product, "divergence_product")):
     _op.register("cpp", _load, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
     _op.register(
-        "triton", _load_triton(_name), device_types=triton_devices(), dtypes=HALF_AND_SINGLE | SINGLE_AND_DOUBLE
+        "triton",
+        kernel_in("parl_core.kernels.triton_divergence", _name),
+        device_types=triton_devices(),
+        dtypes=HALF_TO_DOUBLE,
     )
 
 

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 
 @contextmanager
-def saved_primals(ctx: Any) -> Iterator[tuple[Tensor | None, ...]]:
+def saved_primals(ctx: Any) -> Iterator[tuple[Any, ...]]:
     """For a `jvp` rule: the tensors that were saved, without their tangents, to compute with in forward mode.
 
     torch runs these rules with forward mode off, since what was saved carries the tangents that are being pushed. But off

@@ -16,7 +16,6 @@ enter through u − μ.
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -25,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .accelerators import triton_devices
+from .accelerators import HALF_TO_DOUBLE, triton_devices
 from .function_rules import over_batch, saved_primals
-from .registry import Kernel, Op
+from .registry import Op, kernel_in
 from .segments import is_differentiated, is_legacy_batched, is_traced, plain_rows
 
 
@@ -147,25 +146,22 @@ def unsquash(actions: Tensor | None, mean: Tensor, squash: bool) -> Tensor:
     return torch.atanh(actions.clamp(-edge, edge))
 
 
-def _load_triton(name: str) -> Callable[[], Kernel]:
-    def load() -> Kernel:
-        return getattr(importlib.import_module("parl_core.kernels.triton_gaussian"), name)
-
-    return load
-
-
 _VALUE = Op("gaussian_log_prob", reference)
 _GRADIENT = Op("gaussian_log_prob, gradient", reference_gradient)
 _ALONG = Op("gaussian_log_prob, along a tangent", reference_along)
 _SECOND = Op("gaussian_log_prob, second order", reference_second_order)
-_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 for _op, _name in (
     (_VALUE, "log_prob"),
     (_GRADIENT, "gradient"),
     (_ALONG, "along"),
     (_SECOND, "second_order"),
 ):
-    _op.register("triton", _load_triton(_name), device_types=triton_devices(), dtypes=_FLOATS)
+    _op.register(
+        "triton",
+        kernel_in("parl_core.kernels.triton_gaussian", _name),
+        device_types=triton_devices(),
+        dtypes=HALF_TO_DOUBLE,
+    )
 _KERNEL_DEVICES = triton_devices()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..offsets import remember_offsets
 from .accelerators import BFLOAT_TO_DOUBLE, HALF_TO_DOUBLE, cuda_devices, triton_devices
 from .function_rules import saved_primals
-from .registry import Kernel, Op
+from .registry import Kernel, Op, kernel_in
 from .segments import (
     ON_CPU,
     SINGLE_AND_DOUBLE,
@@ -129,23 +129,23 @@ def _load_numba(name: str) -> Callable[[], Kernel]:
     return load
 
 
-def _load_triton() -> Kernel:
-    kernel: Kernel = importlib.import_module("parl_core.kernels.triton_scan").recurrence
-    return kernel
-
-
-def _load_cuda() -> Kernel:
-    kernel: Kernel = importlib.import_module("parl_core.ops.cuda_scans").recurrence
-    return kernel
-
-
 _DISCOUNTED = Op("discounted_returns, prefix_sum", reference)
 _WEIGHTED = Op("linear_recurrence", reference)
 for _op, _name in ((_DISCOUNTED, "discounted_scan"), (_WEIGHTED, "linear_recurrence")):
     _op.register("numba", _load_numba(_name), device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
     _op.register("cpp", _load_cpp(_name), device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
-    _op.register("triton", _load_triton, device_types=triton_devices(), dtypes=HALF_TO_DOUBLE)
-    _op.register("cuda", _load_cuda, device_types=cuda_devices(), dtypes=BFLOAT_TO_DOUBLE)
+    _op.register(
+        "triton",
+        kernel_in("parl_core.kernels.triton_scan", "recurrence"),
+        device_types=triton_devices(),
+        dtypes=HALF_TO_DOUBLE,
+    )
+    _op.register(
+        "cuda",
+        kernel_in("parl_core.ops.cuda_scans", "recurrence"),
+        device_types=cuda_devices(),
+        dtypes=BFLOAT_TO_DOUBLE,
+    )
 
 
 def _op_of(coefficients: Tensor | float) -> Op:

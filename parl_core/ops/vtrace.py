@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .accelerators import BFLOAT_TO_DOUBLE, HALF_TO_DOUBLE, cuda_devices, triton_devices
 from .recurrence import recurrence
-from .registry import Kernel, Op
+from .registry import Kernel, Op, kernel_in
 from .segments import (
     ON_CPU,
     SINGLE_AND_DOUBLE,
@@ -191,21 +191,15 @@ def _load_numba() -> Kernel:
     return cast(Kernel, numba)
 
 
-def _load_triton() -> Kernel:
-    kernel: Kernel = importlib.import_module("parl_core.kernels.triton_scan").vtrace
-    return kernel
-
-
-def _load_cuda() -> Kernel:
-    kernel: Kernel = importlib.import_module("parl_core.ops.cuda_scans").vtrace
-    return kernel
-
-
 _OP = Op("vtrace", cast(Kernel, reference))
 _OP.register("numba", _load_numba, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
 _OP.register("cpp", _load_cpp, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
-_OP.register("triton", _load_triton, device_types=triton_devices(), dtypes=HALF_TO_DOUBLE)
-_OP.register("cuda", _load_cuda, device_types=cuda_devices(), dtypes=BFLOAT_TO_DOUBLE)
+_OP.register(
+    "triton", kernel_in("parl_core.kernels.triton_scan", "vtrace"), device_types=triton_devices(), dtypes=HALF_TO_DOUBLE
+)
+_OP.register(
+    "cuda", kernel_in("parl_core.ops.cuda_scans", "vtrace"), device_types=cuda_devices(), dtypes=BFLOAT_TO_DOUBLE
+)
 
 
 def _check_clip(name: str, value: float) -> float:
