@@ -14,13 +14,13 @@ gradient a pass, is not an input that is differentiated: what it owes to the log
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .categorical_terms import ALONG, FISHER, GRADIENT, VALUE, run
+from .function_rules import over_batch, saved_primals
 from .segments import is_differentiated
 
 
@@ -144,12 +144,12 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, None]:
-        logits, logsumexp, actions = ctx.saved_tensors
-        return along(logits, logsumexp, actions, tangent, ctx.via), None
+        with saved_primals(ctx) as (logits, logsumexp, actions):
+            return along(logits, logsumexp, actions, tangent, ctx.via), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _over_batch(value, info.batch_size, in_dims, arguments)
+        return over_batch(value, info.batch_size, in_dims, arguments)
 
 
 class _Gradient(torch.autograd.Function):
@@ -169,17 +169,17 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, u: Tensor | None, _: None, __: None, moved: Tensor | None, ___: None) -> Tensor:
-        logits, logsumexp, actions, weights = ctx.saved_tensors
         parts = []
-        if u is not None:
-            parts.append(fisher(logits, logsumexp, None, u, -weights, ctx.via)[1])
-        if moved is not None:
-            parts.append(gradient(logits, logsumexp, actions, moved, ctx.via))
-        return _sum(parts)
+        with saved_primals(ctx) as (logits, logsumexp, actions, weights):
+            if u is not None:
+                parts.append(fisher(logits, logsumexp, None, u, -weights, ctx.via)[1])
+            if moved is not None:
+                parts.append(gradient(logits, logsumexp, actions, moved, ctx.via))
+            return _sum(parts)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _over_batch(gradient, info.batch_size, in_dims, arguments)
+        return over_batch(gradient, info.batch_size, in_dims, arguments)
 
 
 class _Along(torch.autograd.Function):
@@ -199,17 +199,17 @@ class _Along(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, u: Tensor | None, _: None, __: None, moved: Tensor | None, ___: None) -> Tensor:
-        logits, logsumexp, actions, tangent = ctx.saved_tensors
         parts = []
-        if u is not None:
-            parts.append(-_covariance(logits, tangent, u, ctx.via))
-        if moved is not None:
-            parts.append(along(logits, logsumexp, actions, moved, ctx.via))
-        return _sum(parts)
+        with saved_primals(ctx) as (logits, logsumexp, actions, tangent):
+            if u is not None:
+                parts.append(-_covariance(logits, tangent, u, ctx.via))
+            if moved is not None:
+                parts.append(along(logits, logsumexp, actions, moved, ctx.via))
+            return _sum(parts)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _over_batch(along, info.batch_size, in_dims, arguments)
+        return over_batch(along, info.batch_size, in_dims, arguments)
 
 
 class _Fisher(torch.autograd.Function):
@@ -240,23 +240,22 @@ class _Fisher(torch.autograd.Function):
     def jvp(
         ctx: Any, u: Tensor | None, _: None, __: None, moved: Tensor | None, scaled: Tensor | None, ___: None
     ) -> tuple[Tensor, Tensor]:
-        logits, logsumexp, actions, tangent, scale = ctx.saved_tensors
         alongs, images = [], []
-        if u is not None:
-            alongs.append(-_covariance(logits, tangent, u, ctx.via))
-            images.append(fisher(logits, logsumexp, None, _bend(logits, tangent, u, ctx.via), scale, ctx.via)[1])
-        if moved is not None:
-            for parts, part in zip(
-                (alongs, images), fisher(logits, logsumexp, actions, moved, scale, ctx.via), strict=True
-            ):
-                parts.append(part)
-        if scaled is not None:
-            images.append(fisher(logits, logsumexp, None, tangent, scaled, ctx.via)[1])
-        return _sum(alongs) if alongs else torch.zeros_like(images[0][:, 0]), _sum(images)
+        with saved_primals(ctx) as (logits, logsumexp, actions, tangent, scale):
+            if u is not None:
+                alongs.append(-_covariance(logits, tangent, u, ctx.via))
+                images.append(fisher(logits, logsumexp, None, _bend(logits, tangent, u, ctx.via), scale, ctx.via)[1])
+            if moved is not None:
+                by_tangent = fisher(logits, logsumexp, actions, moved, scale, ctx.via)
+                alongs.append(by_tangent[0])
+                images.append(by_tangent[1])
+            if scaled is not None:
+                images.append(fisher(logits, logsumexp, None, tangent, scaled, ctx.via)[1])
+            return _sum(alongs) if alongs else torch.zeros_like(images[0][:, 0]), _sum(images)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _over_batch(fisher, info.batch_size, in_dims, arguments)
+        return over_batch(fisher, info.batch_size, in_dims, arguments)
 
 
 def _save(ctx: Any, *tensors: Tensor | None) -> None:
@@ -266,24 +265,3 @@ def _save(ctx: Any, *tensors: Tensor | None) -> None:
 
 def _sum(parts: list[Tensor]) -> Tensor:
     return functools.reduce(torch.add, parts)
-
-
-def _over_batch(
-    part: Callable[..., Any], batch: int, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...]
-) -> tuple[Any, Any]:
-    """A part of a batch of B: that of B times as many steps."""
-    *tensors, via = arguments
-
-    def steps(tensor: Tensor | None, dim: int | None) -> Tensor | None:
-        if tensor is None:
-            return None
-        batched = tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        return batched.flatten(0, 1)
-
-    def apart(out: Tensor) -> Tensor:
-        return out.reshape(batch, out.shape[0] // max(batch, 1), *out.shape[1:])
-
-    result = part(*map(steps, tensors, in_dims), via)
-    if isinstance(result, Tensor):
-        return apart(result), 0
-    return tuple(map(apart, result)), (0,) * len(result)

@@ -10,17 +10,15 @@ Where no actions are given, e_a is 0.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .accelerators import triton_devices
-from .registry import Kernel, Op
-from .segments import is_legacy_batched, plain
+from .accelerators import HALF_TO_DOUBLE, triton_devices
+from .registry import Op, kernel_in
+from .segments import dtype_of_sums, is_legacy_batched, plain_rows
 
 
 def log_prob_of(logits: Tensor, actions: Tensor) -> Tensor:
@@ -60,37 +58,23 @@ def reference_fisher(
     return reference_along(logits, actions, tangent), image if scale is None else scale.unsqueeze(-1) * image
 
 
-def _load_triton(name: str) -> Callable[[], Kernel]:
-    def load() -> Kernel:
-        return getattr(importlib.import_module("parl_core.kernels.triton_categorical"), name)
-
-    return load
-
-
 VALUE = Op("categorical_log_prob", reference)
 GRADIENT = Op("categorical_log_prob, gradient", reference_gradient)
 ALONG = Op("categorical_log_prob, along a tangent", reference_along)
 FISHER = Op("categorical_log_prob, second order", reference_fisher)
-_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 for _op, _name in ((VALUE, "log_prob"), (GRADIENT, "gradient"), (ALONG, "along"), (FISHER, "fisher")):
-    _op.register("triton", _load_triton(_name), device_types=triton_devices(), dtypes=_FLOATS)
+    _op.register(
+        "triton",
+        kernel_in("parl_core.kernels.triton_categorical", _name),
+        device_types=triton_devices(),
+        dtypes=HALF_TO_DOUBLE,
+    )
 KERNEL_DEVICES = triton_devices()
 """Where there are kernels."""
-
-
-def dtype_of_sums(logits: Tensor) -> torch.dtype:
-    """float32 for half precision."""
-    return torch.promote_types(logits.dtype, torch.float32)
 
 
 def run(op: Op, backend: str, logits: Tensor, *rest: Tensor | None) -> Any:
     """The kernel on tensors that are followed by nobody; of logits and tangents rows may be apart."""
     if any(tensor is not None and is_legacy_batched(tensor) for tensor in (logits, *rest)):
         backend = "reference"
-    return op.kernel(backend)(*(None if t is None else _readable(t) for t in (logits, *rest)))
-
-
-def _readable(tensor: Tensor) -> Tensor:
-    if tensor.dim() == 2 and tensor.stride(1) == 1 and not tensor.is_neg():
-        return tensor.detach() if tensor.requires_grad else tensor
-    return plain(tensor)
+    return op.kernel(backend)(*(None if t is None else plain_rows(t) for t in (logits, *rest)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,11 +16,11 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from ..offsets import check_offset_values, reads_are_free
-from .accelerators import HALF_AND_SINGLE, triton_devices
+from .accelerators import HALF_TO_DOUBLE, triton_devices
 from .f_divergence_elementwise import TERMS, is_transformed, terms
 from .f_divergence_terms import Term, jet, term_of
-from .registry import Kernel, Op
-from .segments import ON_CPU, SINGLE_AND_DOUBLE, is_traced, is_wrapped, plain
+from .registry import Kernel, Op, kernel_in
+from .segments import ON_CPU, SINGLE_AND_DOUBLE, dtype_of_sums, is_traced, is_wrapped, plain
 
 
 def f_divergence(
@@ -90,16 +89,18 @@ def f_divergence(
     """
     term = term_of(kind, alpha, estimator, sampled_from, on_policy)
     _check_tensors(log_ratio, offsets, weights)
+    chosen = None if is_traced(log_ratio) else _SUM.select(log_ratio, backend)
+    dtype = log_ratio.dtype
     if self_normalized:
         if on_policy:
             raise ValueError("self_normalized must be False with on_policy=True: policies have normalised densities")
+        weights = None if weights is None else weights.to(dtype_of_sums(weights))
         log_ratio, offsets = _normalized(log_ratio, offsets, weights, sampled_from), None
-    if is_traced(log_ratio) or is_transformed(log_ratio, offsets, weights):
-        return _composed(log_ratio, offsets, weights, term, backend)
-    chosen = _SUM.select(log_ratio, backend)
+    if chosen is None or is_transformed(log_ratio, offsets, weights):
+        return _composed(log_ratio, offsets, weights, term, chosen or backend).to(dtype)
     if torch.is_grad_enabled() and (log_ratio.requires_grad or (weights is not None and weights.requires_grad)):
-        return _Sum.apply(log_ratio, weights, offsets, term, chosen)
-    return _run_sum(log_ratio, offsets, weights, term, None, chosen)
+        return _Sum.apply(log_ratio, weights, offsets, term, chosen).to(dtype)
+    return _run_sum(log_ratio, offsets, weights, term, None, chosen).to(dtype)
 
 
 def reference(
@@ -173,20 +174,15 @@ def _load_cpp_product() -> Kernel:
     return cpp
 
 
-def _load_triton(name: str) -> Callable[[], Kernel]:
-    def load() -> Kernel:
-        kernel: Kernel = getattr(importlib.import_module("parl_core.kernels.triton_divergence"), name)
-        return kernel
-
-    return load
-
-
 _SUM = Op("f_divergence", reference)
 _PRODUCT = Op("f_divergence, second order", reference_product)
 for _op, _load, _name in ((_SUM, _load_cpp, "divergence_sum"), (_PRODUCT, _load_cpp_product, "divergence_product")):
     _op.register("cpp", _load, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
     _op.register(
-        "triton", _load_triton(_name), device_types=triton_devices(), dtypes=HALF_AND_SINGLE | SINGLE_AND_DOUBLE
+        "triton",
+        kernel_in("parl_core.kernels.triton_divergence", _name),
+        device_types=triton_devices(),
+        dtypes=HALF_TO_DOUBLE,
     )
 
 
@@ -226,12 +222,13 @@ class _Sum(torch.autograd.Function):
         if ctx.needs_input_grad[1] or is_wrapped(cotangent) or is_transformed(cotangent):
             by_ratio = by_weights = None
             sums = _trajectory_sums(log_ratio, offsets)
+            cotangent = cotangent.to(sums.dtype)
             if ctx.needs_input_grad[0]:
-                scale = 1.0 / len(sums) if weights is None else weights
+                scale = 1.0 / len(sums) if weights is None else weights.to(sums.dtype)
                 slopes = cotangent * scale * terms(sums, ctx.term, 1, ctx.backend)
-                by_ratio = _to_steps(slopes, offsets, len(log_ratio))
-            if ctx.needs_input_grad[1]:
-                by_weights = cotangent * terms(sums, ctx.term, 0, ctx.backend)
+                by_ratio = _to_steps(slopes, offsets, len(log_ratio)).to(log_ratio.dtype)
+            if weights is not None and ctx.needs_input_grad[1]:
+                by_weights = (cotangent * terms(sums, ctx.term, 0, ctx.backend)).to(weights.dtype)
             return by_ratio, by_weights, None, None, None
         if gradient is None:
             gradient = torch.empty_like(log_ratio, memory_format=torch.contiguous_format)
@@ -275,16 +272,17 @@ class _Gradient(torch.autograd.Function):
             )
             return product, slope, *(None,) * 5
         sums, moved = (_trajectory_sums(steps, offsets) for steps in (log_ratio, vector))
-        moved = moved * (1.0 / len(sums) if weights is None else weights)
-        product = _to_steps(cotangent * terms(sums, ctx.term, 2, ctx.backend) * moved, offsets, len(log_ratio))
+        moved = moved * (1.0 / len(sums) if weights is None else weights.to(sums.dtype))
+        bent = cotangent.to(sums.dtype) * terms(sums, ctx.term, 2, ctx.backend) * moved
+        product = _to_steps(bent, offsets, len(log_ratio)).to(log_ratio.dtype)
         slope = (terms(sums, ctx.term, 1, ctx.backend) * moved).sum() if ctx.needs_input_grad[1] else None
-        return product, slope, *(None,) * 5
+        return product, None if slope is None else slope.to(cotangent.dtype), *(None,) * 5
 
 
 def _composed(
     log_ratio: Tensor, offsets: Tensor | None, weights: Tensor | None, term: Term, backend: str | None
 ) -> Tensor:
-    """The same of parts that autograd, torch.func and torch.compile take through any transformation."""
+    """The same of parts that autograd, torch.func and torch.compile take through any transformation, not yet rounded."""
     _check_offset_values(offsets, log_ratio.shape[0])
     values = terms(_trajectory_sums(log_ratio, offsets), term, 0, backend)
     return values.mean() if weights is None else (weights * values).sum()
@@ -312,13 +310,14 @@ def _normalized(log_ratio: Tensor, offsets: Tensor | None, weights: Tensor | Non
 
 
 def _trajectory_sums(log_ratio: Tensor, offsets: Tensor | None) -> Tensor:
-    """(T,) -> (N,), summed in double precision."""
+    """(T,) -> (N,), summed in double precision, rounded to single where the log-ratios are in half."""
+    dtype = dtype_of_sums(log_ratio)
     if offsets is None:
-        return log_ratio
+        return log_ratio.to(dtype)
     trajectory = torch.arange(offsets.shape[0] - 1, device=offsets.device)
     trajectory = trajectory.repeat_interleave(offsets.diff(), output_size=log_ratio.shape[0])
     sums = torch.zeros(offsets.shape[0] - 1, dtype=torch.float64, device=log_ratio.device)
-    return sums.index_add(0, trajectory, log_ratio.double()).to(log_ratio.dtype)
+    return sums.index_add(0, trajectory, log_ratio.double()).to(dtype)
 
 
 def _to_steps(values: Tensor, offsets: Tensor | None, num_steps: int) -> Tensor:

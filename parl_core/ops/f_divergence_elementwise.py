@@ -13,9 +13,10 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from .accelerators import HALF_AND_SINGLE, triton_devices
+from .accelerators import HALF_TO_DOUBLE, triton_devices
 from .f_divergence_terms import Term, jet
-from .registry import Kernel, Op
+from .function_rules import saved_primals
+from .registry import Kernel, Op, kernel_in
 from .segments import ON_CPU, SINGLE_AND_DOUBLE, is_traced, plain
 
 
@@ -35,14 +36,14 @@ def _load_cpp() -> Kernel:
     return cpp
 
 
-def _load_triton() -> Kernel:
-    kernel: Kernel = importlib.import_module("parl_core.kernels.triton_divergence").divergence_terms
-    return kernel
-
-
 TERMS = Op("f_divergence, elementwise", reference_terms)
 TERMS.register("cpp", _load_cpp, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
-TERMS.register("triton", _load_triton, device_types=triton_devices(), dtypes=HALF_AND_SINGLE | SINGLE_AND_DOUBLE)
+TERMS.register(
+    "triton",
+    kernel_in("parl_core.kernels.triton_divergence", "divergence_terms"),
+    device_types=triton_devices(),
+    dtypes=HALF_TO_DOUBLE,
+)
 
 
 def terms(log_ratio: Tensor, term: Term, order: int, backend: str | None) -> Tensor:
@@ -93,8 +94,8 @@ class _Terms(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        (log_ratio,) = ctx.saved_tensors
-        return tangent * _next(ctx, log_ratio)
+        with saved_primals(ctx) as (log_ratio,):
+            return tangent * _next(ctx, log_ratio)
 
     @staticmethod
     def vmap(
@@ -103,7 +104,7 @@ class _Terms(torch.autograd.Function):
         return terms(log_ratio, term, order, backend), in_dims[0]
 
 
-# Under torch.compile the derivatives are opaque nodes, see scan.py.
+# Under torch.compile the derivatives are opaque nodes, see `recurrence`.
 @torch.library.custom_op(
     "parl_core::f_divergence_terms",
     mutates_args=(),

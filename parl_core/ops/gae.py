@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .accelerators import BFLOAT_TO_DOUBLE, HALF_TO_DOUBLE, cuda_devices, triton_devices
 from .recurrence import recurrence
-from .registry import Kernel, Op
+from .registry import Kernel, Op, kernel_in
 from .segments import (
     ON_CPU,
     SINGLE_AND_DOUBLE,
@@ -19,6 +19,7 @@ from .segments import (
     check_fraction,
     check_hidden_offsets,
     check_steps,
+    dtype_of_sums,
     from_time_major,
     is_differentiated,
     is_traced,
@@ -87,17 +88,20 @@ def lambda_returns(
     check_steps(offsets, rewards=rewards, values=values)
     check_bootstrap(bootstrap, rewards, offsets)
     discount = check_fraction("discount", discount)
-    if is_traced(rewards) or is_differentiated(rewards, values, bootstrap, offsets):
+    chosen = None if is_traced(rewards) else _OP.select(rewards, backend)
+    if chosen is None or is_differentiated(rewards, values, bootstrap, offsets):
         check_hidden_offsets(offsets, rewards)
-        errors = rewards + discount * neighbour(values, offsets, reverse=True, edge=bootstrap) - values
+        dtype, wide = rewards.dtype, dtype_of_sums(rewards)
+        rewards, values = rewards.to(wide), values.to(wide)
+        edge = None if bootstrap is None else bootstrap.to(wide)
+        errors = rewards + discount * neighbour(values, offsets, reverse=True, edge=edge) - values
         advantages = recurrence(errors, discount * trace_lambda, offsets, reverse=True, backend=backend)
-        return advantages + values if add_values else advantages
-    backend = _OP.select(rewards, backend)
-    return _OP.kernel(backend)(
+        return (advantages + values if add_values else advantages).to(dtype)
+    return _OP.kernel(chosen)(
         plain(rewards),
         plain(values),
         None if bootstrap is None else plain(bootstrap),
-        plain_offsets(offsets, rewards, backend),
+        plain_offsets(offsets, rewards, chosen),
         discount,
         trace_lambda,
         add_values,
@@ -171,18 +175,18 @@ def _load_numba() -> Kernel:
     return numba
 
 
-def _load_triton() -> Kernel:
-    kernel: Kernel = importlib.import_module("parl_core.kernels.triton_scan").lambda_returns
-    return kernel
-
-
-def _load_cuda() -> Kernel:
-    kernel: Kernel = importlib.import_module("parl_core.ops.cuda_scans").lambda_returns
-    return kernel
-
-
 _OP = Op("gae, td_lambda", reference)
 _OP.register("numba", _load_numba, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
 _OP.register("cpp", _load_cpp, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
-_OP.register("triton", _load_triton, device_types=triton_devices(), dtypes=HALF_TO_DOUBLE)
-_OP.register("cuda", _load_cuda, device_types=cuda_devices(), dtypes=BFLOAT_TO_DOUBLE)
+_OP.register(
+    "triton",
+    kernel_in("parl_core.kernels.triton_scan", "lambda_returns"),
+    device_types=triton_devices(),
+    dtypes=HALF_TO_DOUBLE,
+)
+_OP.register(
+    "cuda",
+    kernel_in("parl_core.ops.cuda_scans", "lambda_returns"),
+    device_types=cuda_devices(),
+    dtypes=BFLOAT_TO_DOUBLE,
+)

@@ -16,7 +16,6 @@ enter through u − μ.
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -25,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .accelerators import triton_devices
-from .registry import Kernel, Op
-from .segments import is_differentiated, is_legacy_batched, is_traced, plain
+from .accelerators import HALF_TO_DOUBLE, triton_devices
+from .function_rules import over_batch, saved_primals
+from .registry import Op, kernel_in
+from .segments import is_differentiated, is_legacy_batched, is_traced, plain_rows
 
 
 def gaussian_log_prob(
@@ -44,16 +44,16 @@ def gaussian_log_prob(
         backend: see `available_backends()`; None: the innermost `with backend(…)`, or else the device's best.
 
     Returns:
-        (T,), natural logarithms in the dtype of the arguments.
+        (T,), natural logarithms in the dtype that the arguments promote to, in which all is computed.
 
     Raises:
-        ValueError: a wrong shape.
+        TypeError: a wrong dtype or type.
+        ValueError: a wrong shape or device.
         BackendError: the backend asked for cannot be used here.
     """
-    if actions.shape != mean.shape:
-        raise ValueError(f"actions must have shape (T, da) = {tuple(mean.shape)}, got {tuple(actions.shape)}")
-    if log_std.shape not in (mean.shape, mean.shape[-1:]):
-        raise ValueError(f"log_std must have shape (T, da) = {tuple(mean.shape)} or (da,), got {tuple(log_std.shape)}")
+    _check(actions, mean, log_std)
+    dtype = functools.reduce(torch.promote_types, (actions.dtype, mean.dtype, log_std.dtype))
+    actions, mean, log_std = actions.to(dtype), mean.to(dtype), log_std.to(dtype)
     compiling = is_traced(mean)
     if compiling and mean.device.type not in _KERNEL_DEVICES:
         return reference(actions, mean, log_std, squash)
@@ -67,6 +67,20 @@ def gaussian_log_prob(
     unsquashed = unsquash(actions, mean, squash)
     log_prob = _by_rows(value, None, mean - unsquashed, log_std, False, chosen)
     return log_prob - log_tanh_slope(unsquashed).sum(-1) if squash else log_prob
+
+
+def _check(actions: Tensor, mean: Tensor, log_std: Tensor) -> None:
+    for name, tensor in (("mean", mean), ("actions", actions), ("log_std", log_std)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be of a floating-point dtype, got {tensor.dtype}")
+        if tensor.device != mean.device:
+            raise ValueError(f"{name} must be on the device of mean, {mean.device}, got {tensor.device}")
+    if actions.shape != mean.shape:
+        raise ValueError(f"actions must have shape (T, da) = {tuple(mean.shape)}, got {tuple(actions.shape)}")
+    if log_std.shape not in (mean.shape, mean.shape[-1:]):
+        raise ValueError(f"log_std must have shape (T, da) = {tuple(mean.shape)} or (da,), got {tuple(log_std.shape)}")
 
 
 def log_tanh_slope(unsquashed: Tensor) -> Tensor:
@@ -132,38 +146,34 @@ def unsquash(actions: Tensor | None, mean: Tensor, squash: bool) -> Tensor:
     return torch.atanh(actions.clamp(-edge, edge))
 
 
-def _load_triton(name: str) -> Callable[[], Kernel]:
-    def load() -> Kernel:
-        return getattr(importlib.import_module("parl_core.kernels.triton_gaussian"), name)
-
-    return load
-
-
 _VALUE = Op("gaussian_log_prob", reference)
 _GRADIENT = Op("gaussian_log_prob, gradient", reference_gradient)
 _ALONG = Op("gaussian_log_prob, along a tangent", reference_along)
 _SECOND = Op("gaussian_log_prob, second order", reference_second_order)
-_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 for _op, _name in (
     (_VALUE, "log_prob"),
     (_GRADIENT, "gradient"),
     (_ALONG, "along"),
     (_SECOND, "second_order"),
 ):
-    _op.register("triton", _load_triton(_name), device_types=triton_devices(), dtypes=_FLOATS)
+    _op.register(
+        "triton",
+        kernel_in("parl_core.kernels.triton_gaussian", _name),
+        device_types=triton_devices(),
+        dtypes=HALF_TO_DOUBLE,
+    )
 _KERNEL_DEVICES = triton_devices()
 
 
 def _by_rows(
     function: Callable[..., Tensor], actions: Tensor | None, mean: Tensor, log_std: Tensor, *rest: Any
 ) -> Tensor:
-    """`function` of (T, da) tensors of one dtype, for any number of leading dimensions."""
-    dtype = functools.reduce(torch.promote_types, (t.dtype for t in (actions, mean, log_std) if t is not None))
+    """`function` of (T, da) tensors, for any number of leading dimensions."""
     size = mean.shape[-1]
     steps = mean.shape[:-1].numel()
 
     def rows(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype).expand(mean.shape).reshape(steps, size)
+        return tensor.expand(mean.shape).reshape(steps, size)
 
     value = function(None if actions is None else rows(actions), rows(mean), rows(log_std), *rest)
     return value.reshape(mean.shape[:-1])
@@ -173,15 +183,8 @@ def _run(op: Op, backend: str, tensors: tuple[Tensor | None, ...], squash: bool)
     """The kernel on tensors that are followed by nobody: actions, means, log standard deviations, and what else it takes."""
     if any(tensor is not None and is_legacy_batched(tensor) for tensor in tensors):
         backend = "reference"
-    actions, mean, log_std, *rest = (None if tensor is None else _readable(tensor) for tensor in tensors)
+    actions, mean, log_std, *rest = (None if tensor is None else plain_rows(tensor) for tensor in tensors)
     return op.kernel(backend)(actions, mean, log_std, squash, *rest)
-
-
-def _readable(tensor: Tensor) -> Tensor:
-    """Rows of a matrix may be apart."""
-    if tensor.dim() == 2 and tensor.stride(1) == 1 and not tensor.is_neg():
-        return tensor.detach() if tensor.requires_grad else tensor
-    return plain(tensor)
 
 
 def _value(actions: Tensor | None, mean: Tensor, log_std: Tensor, squash: bool, backend: str) -> Tensor:
@@ -239,11 +242,12 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _: None, of_mean: Tensor | None, of_log_std: Tensor | None, *__: None) -> Tensor:
         tangents = _filled(of_mean, of_log_std)
-        return _along(ctx.saved_tensors, tangents, ctx.squash, ctx.backend)
+        with saved_primals(ctx) as saved:
+            return _along(saved, tangents, ctx.squash, ctx.backend)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _over_batch(_value, info.batch_size, in_dims, arguments)
+        return over_batch(_value, info.batch_size, in_dims, arguments)
 
 
 class _Gradient(torch.autograd.Function):
@@ -273,20 +277,19 @@ class _Gradient(torch.autograd.Function):
     def jvp(
         ctx: Any, _: None, of_mean: Tensor | None, of_log_std: Tensor | None, moved: Tensor | None, *__: None
     ) -> tuple[Tensor, Tensor]:
-        *tensors, weights = ctx.saved_tensors
         parts = []
-        if of_mean is not None or of_log_std is not None:
-            tangents = _filled(of_mean, of_log_std)
-            parts.append(_second_order(tuple(tensors), tangents, weights, ctx.squash, ctx.backend)[1:])
-        if moved is not None:
-            actions, mean, log_std = tensors
-            parts.append(_gradient(actions, mean, log_std, moved, ctx.squash, ctx.backend))
-        by_mean, by_log_std = zip(*parts, strict=True)
-        return sum(by_mean[1:], by_mean[0]), sum(by_log_std[1:], by_log_std[0])
+        with saved_primals(ctx) as (actions, mean, log_std, weights):
+            if of_mean is not None or of_log_std is not None:
+                tangents = _filled(of_mean, of_log_std)
+                parts.append(_second_order((actions, mean, log_std), tangents, weights, ctx.squash, ctx.backend)[1:])
+            if moved is not None:
+                parts.append(_gradient(actions, mean, log_std, moved, ctx.squash, ctx.backend))
+            by_mean, by_log_std = zip(*parts, strict=True)
+            return sum(by_mean[1:], by_mean[0]), sum(by_log_std[1:], by_log_std[0])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _over_batch(_gradient, info.batch_size, in_dims, arguments)
+        return over_batch(_gradient, info.batch_size, in_dims, arguments)
 
 
 def _filled(of_mean: Tensor | None, of_log_std: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -295,25 +298,6 @@ def _filled(of_mean: Tensor | None, of_log_std: Tensor | None) -> tuple[Tensor, 
         assert of_log_std is not None
         return torch.zeros_like(of_log_std), of_log_std
     return of_mean, torch.zeros_like(of_mean) if of_log_std is None else of_log_std
-
-
-def _over_batch(
-    part: Callable[..., Any], batch: int, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...]
-) -> tuple[Any, Any]:
-    """A part of a batch of B: that of B times as many steps."""
-    *tensors, squash, backend = arguments
-    steps = [
-        None
-        if tensor is None
-        else (tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)).flatten(0, 1)
-        for tensor, dim in zip(tensors, in_dims[: len(tensors)], strict=True)
-    ]
-    result = part(*steps, squash, backend)
-
-    def apart(out: Tensor) -> Tensor:
-        return out.reshape(batch, out.shape[0] // max(batch, 1), *out.shape[1:])
-
-    return (apart(result), 0) if isinstance(result, Tensor) else (tuple(map(apart, result)), (0, 0))
 
 
 # Under torch.compile both are opaque nodes, see `recurrence`; what lies beyond is made of torch's own operations.

@@ -203,12 +203,12 @@ def _spread(slopes: Tensor, rewards: Tensor, offsets: Tensor | None, backend: st
         return slopes.repeat_interleave(offsets.diff(), -1, output_size=rewards.shape[-1])
     if backend == "triton":
         spread: Kernel = importlib.import_module("parl_core.kernels.triton_preference").spread
-        out: Tensor = spread(slopes.contiguous(), rewards, _dense_offsets(offsets))
+        out: Tensor = spread(plain(slopes), rewards, _dense_offsets(offsets))
         return out
     native = importlib.import_module("parl_core._native")
     steps = torch.empty_like(rewards, memory_format=torch.contiguous_format)
     members = slopes.shape[:-1].numel()
-    native.spread_over_segments(slopes.contiguous(), 1.0, _dense_offsets(offsets), members, steps)
+    native.spread_over_segments(plain(slopes), 1.0, _dense_offsets(offsets), members, steps)
     return steps
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..offsets import remember_offsets
 from .accelerators import BFLOAT_TO_DOUBLE, HALF_TO_DOUBLE, cuda_devices, triton_devices
-from .registry import Kernel, Op
+from .function_rules import saved_primals
+from .registry import Kernel, Op, kernel_in
 from .segments import (
     ON_CPU,
     SINGLE_AND_DOUBLE,
@@ -128,23 +129,23 @@ def _load_numba(name: str) -> Callable[[], Kernel]:
     return load
 
 
-def _load_triton() -> Kernel:
-    kernel: Kernel = importlib.import_module("parl_core.kernels.triton_scan").recurrence
-    return kernel
-
-
-def _load_cuda() -> Kernel:
-    kernel: Kernel = importlib.import_module("parl_core.ops.cuda_scans").recurrence
-    return kernel
-
-
 _DISCOUNTED = Op("discounted_returns, prefix_sum", reference)
 _WEIGHTED = Op("linear_recurrence", reference)
 for _op, _name in ((_DISCOUNTED, "discounted_scan"), (_WEIGHTED, "linear_recurrence")):
     _op.register("numba", _load_numba(_name), device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
     _op.register("cpp", _load_cpp(_name), device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
-    _op.register("triton", _load_triton, device_types=triton_devices(), dtypes=HALF_TO_DOUBLE)
-    _op.register("cuda", _load_cuda, device_types=cuda_devices(), dtypes=BFLOAT_TO_DOUBLE)
+    _op.register(
+        "triton",
+        kernel_in("parl_core.kernels.triton_scan", "recurrence"),
+        device_types=triton_devices(),
+        dtypes=HALF_TO_DOUBLE,
+    )
+    _op.register(
+        "cuda",
+        kernel_in("parl_core.ops.cuda_scans", "recurrence"),
+        device_types=cuda_devices(),
+        dtypes=BFLOAT_TO_DOUBLE,
+    )
 
 
 def _op_of(coefficients: Tensor | float) -> Op:
@@ -210,16 +211,16 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, link_tangent: Tensor | None, *_: None) -> Tensor:
-        offsets, coefficients, output = ctx.saved_tensors
-        links = ctx.discount if coefficients is None else coefficients
-        if link_tangent is not None:
-            if ctx.reverse:
-                moved = link_tangent * neighbour(output, offsets, reverse=True)
-            else:
-                moved = neighbour(link_tangent * output, offsets, reverse=False)
-            tangent = moved if tangent is None else tangent + moved
-        assert tangent is not None
-        return _differentiable(tangent, links, offsets, ctx.reverse, ctx.backend)
+        with saved_primals(ctx) as (offsets, coefficients, output):
+            links = ctx.discount if coefficients is None else coefficients
+            if link_tangent is not None:
+                if ctx.reverse:
+                    moved = link_tangent * neighbour(output, offsets, reverse=True)
+                else:
+                    moved = neighbour(link_tangent * output, offsets, reverse=False)
+                tangent = moved if tangent is None else tangent + moved
+            assert tangent is not None
+            return _differentiable(tangent, links, offsets, ctx.reverse, ctx.backend)
 
     @staticmethod
     def vmap(

@@ -69,6 +69,16 @@ _BEST = {"cpu": ("cpp", "numba", "reference")}
 _requested: ContextVar[str | None] = ContextVar("parl_core_backend", default=None)
 
 
+def kernel_in(module: str, name: str) -> Callable[[], Kernel]:
+    """What `Op.register` takes as `load`, of the kernel `name` in `module`."""
+
+    def load() -> Kernel:
+        kernel: Kernel = getattr(importlib.import_module(module), name)
+        return kernel
+
+    return load
+
+
 def backend_names() -> tuple[str, ...]:
     """All known backends, available or not."""
     return tuple(_WHY_UNAVAILABLE)

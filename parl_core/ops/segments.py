@@ -112,9 +112,22 @@ def is_wrapped(tensor: Tensor) -> bool:
 
 def plain(tensor: Tensor) -> Tensor:
     """`tensor` as kernels read it: without its graph, contiguous, its sign resolved."""
+    return _readable(tensor).contiguous()
+
+
+def plain_rows(tensor: Tensor) -> Tensor:
+    """`plain`, except that the rows of a matrix may be apart."""
+    tensor = _readable(tensor)
+    return tensor if tensor.dim() == 2 and tensor.stride(1) == 1 else tensor.contiguous()
+
+
+def _readable(tensor: Tensor) -> Tensor:
     if tensor.requires_grad:
         tensor = tensor.detach()
-    return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    # Forward mode stands in for tangents of zero with tensors that have no memory, and `contiguous` gives them none.
+    return tensor.clone() if tensor._is_zerotensor() else tensor
 
 
 def plain_offsets(offsets: Tensor | None, steps: Tensor, backend: str) -> Tensor | None:
@@ -155,6 +168,11 @@ def as_offsets(steps: Tensor, offsets: Tensor | None) -> Tensor:
     return torch.arange(rows + 1, device=steps.device) * steps.shape[-1]
 
 
+def dtype_of_sums(tensor: Tensor) -> torch.dtype:
+    """What sums over `tensor` are made in: its own dtype, or single precision for half."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def neighbour(steps: Tensor, offsets: Tensor | None, *, reverse: bool, edge: Tensor | None = None) -> Tensor:
     """The value at the step after (`reverse`) or before, and `edge` (N,), default 0, where there is none.
 
@@ -180,11 +198,10 @@ def time_major(steps: Tensor, offsets: Tensor) -> Tensor:
     """Steps as (horizon, N), zero after a trajectory's end; half precision becomes single."""
     lengths = offsets.diff()
     horizon = int(lengths.max()) if len(lengths) else 0
-    dtype = steps.dtype if steps.dtype == torch.float64 else torch.float32
     time = torch.arange(horizon, device=steps.device).unsqueeze(1)
     place = (offsets[:-1] + time).clamp(max=steps.numel() - 1)
     # Nothing is written in place, since autograd's own vmap could not follow.
-    return torch.where(time < lengths, steps.reshape(-1).to(dtype)[place], 0)
+    return torch.where(time < lengths, steps.reshape(-1).to(dtype_of_sums(steps))[place], 0)
 
 
 def from_time_major(padded: Tensor, offsets: Tensor, like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .accelerators import BFLOAT_TO_DOUBLE, HALF_TO_DOUBLE, cuda_devices, triton_devices
 from .recurrence import recurrence
-from .registry import Kernel, Op
+from .registry import Kernel, Op, kernel_in
 from .segments import (
     ON_CPU,
     SINGLE_AND_DOUBLE,
@@ -20,6 +20,7 @@ from .segments import (
     check_fraction,
     check_hidden_offsets,
     check_steps,
+    dtype_of_sums,
     from_time_major,
     is_differentiated,
     is_traced,
@@ -90,23 +91,25 @@ def vtrace(
     discount = check_fraction("discount", discount)
     trace_lambda = check_fraction("trace_lambda", trace_lambda)
     rho_clip, c_clip = _check_clip("rho_clip", rho_clip), _check_clip("c_clip", c_clip)
-    if is_traced(rewards) or is_differentiated(log_ratios, rewards, values, bootstrap, offsets):
+    chosen = None if is_traced(rewards) else _OP.select(rewards, backend)
+    if chosen is None or is_differentiated(log_ratios, rewards, values, bootstrap, offsets):
         check_hidden_offsets(offsets, rewards)
-        ratios = log_ratios.exp()
+        dtype, wide = rewards.dtype, dtype_of_sums(rewards)
+        rewards, values, ratios = rewards.to(wide), values.to(wide), log_ratios.to(wide).exp()
+        edge = None if bootstrap is None else bootstrap.to(wide)
         rho, c = ratios.clamp(max=rho_clip), discount * trace_lambda * ratios.clamp(max=c_clip)
-        errors = rho * (rewards + discount * neighbour(values, offsets, reverse=True, edge=bootstrap) - values)
+        errors = rho * (rewards + discount * neighbour(values, offsets, reverse=True, edge=edge) - values)
         targets = values + recurrence(errors, c, offsets, reverse=True, backend=backend)
-        next_targets = neighbour(targets, offsets, reverse=True, edge=bootstrap)
-        return VTrace(targets, rho * (rewards + discount * next_targets - values))
-    backend = _OP.select(rewards, backend)
-    kernel: Callable[..., Any] = _OP.kernel(backend)
+        next_targets = neighbour(targets, offsets, reverse=True, edge=edge)
+        return VTrace(targets.to(dtype), (rho * (rewards + discount * next_targets - values)).to(dtype))
+    kernel: Callable[..., Any] = _OP.kernel(chosen)
     return VTrace(
         *kernel(
             plain(log_ratios),
             plain(rewards),
             plain(values),
             None if bootstrap is None else plain(bootstrap),
-            plain_offsets(offsets, rewards, backend),
+            plain_offsets(offsets, rewards, chosen),
             discount,
             trace_lambda,
             rho_clip,
@@ -188,21 +191,15 @@ def _load_numba() -> Kernel:
     return cast(Kernel, numba)
 
 
-def _load_triton() -> Kernel:
-    kernel: Kernel = importlib.import_module("parl_core.kernels.triton_scan").vtrace
-    return kernel
-
-
-def _load_cuda() -> Kernel:
-    kernel: Kernel = importlib.import_module("parl_core.ops.cuda_scans").vtrace
-    return kernel
-
-
 _OP = Op("vtrace", cast(Kernel, reference))
 _OP.register("numba", _load_numba, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
 _OP.register("cpp", _load_cpp, device_types=ON_CPU, dtypes=SINGLE_AND_DOUBLE)
-_OP.register("triton", _load_triton, device_types=triton_devices(), dtypes=HALF_TO_DOUBLE)
-_OP.register("cuda", _load_cuda, device_types=cuda_devices(), dtypes=BFLOAT_TO_DOUBLE)
+_OP.register(
+    "triton", kernel_in("parl_core.kernels.triton_scan", "vtrace"), device_types=triton_devices(), dtypes=HALF_TO_DOUBLE
+)
+_OP.register(
+    "cuda", kernel_in("parl_core.ops.cuda_scans", "vtrace"), device_types=cuda_devices(), dtypes=BFLOAT_TO_DOUBLE
+)
 
 
 def _check_clip(name: str, value: float) -> float:

@@ -164,6 +164,41 @@ def test_self_normalized_knows_no_factor():
             assert found.item() == pytest.approx(value.item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("given", [None, TestDerivatives.offsets], ids=["pooled", "trajectories"])
+@pytest.mark.parametrize("self_normalized", [False, True])
+def test_half_precision_is_rounded_at_the_end(dtype, given, self_normalized):
+    """Values and derivatives of both orders, whichever way they take: half a rounding unit off for the same numbers."""
+    x = log_ratios(12, seed=3, spread=0.4).to(dtype)
+    weights = torch.linspace(0.1, 0.7, 12 if given is None else 4).to(dtype)
+    direction = log_ratios(12, seed=9).to(dtype)
+
+    def derivatives(*tensors):
+        x, weights, direction = tensors
+
+        def estimate(x, weights=weights):
+            return f_divergence(x, "jeffreys", given, weights=weights, self_normalized=self_normalized)
+
+        followed, held = x.clone().requires_grad_(), weights.clone().requires_grad_()
+        alone = estimate(followed)
+        both = estimate(followed, held)
+        (gradient,) = torch.autograd.grad(alone, followed, create_graph=True)
+        return [
+            alone.detach(),
+            both.detach(),
+            *torch.autograd.grad(both, (followed, held)),
+            gradient.detach(),
+            *torch.autograd.grad(gradient, followed, direction, create_graph=True),
+            *torch.func.jvp(estimate, (x,), (direction,)),
+        ]
+
+    exact = derivatives(x.double(), weights.double(), direction.double())
+    for found, expected in zip(derivatives(x, weights, direction), exact, strict=True):
+        assert found.dtype == dtype
+        unit = torch.finfo(dtype).eps / 2
+        torch.testing.assert_close(found.double(), expected, rtol=1.01 * unit, atol=1e-6)
+
+
 def test_reference_and_kernel_have_one_source_of_derivatives():
     """`jet` is differentiable, so that its derivatives check its own first and second."""
     x = log_ratios(20, seed=8)

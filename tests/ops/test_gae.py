@@ -142,6 +142,8 @@ def test_half_precision_is_computed_in_single(dtype):
     out = gae(rewards, values, 0.99, 0.95, bootstrap=bootstrap)
     exact = gae(rewards.float(), values.float(), 0.99, 0.95, bootstrap=bootstrap.float())
     assert torch.equal(out, exact.to(dtype))
+    followed = gae(rewards.clone().requires_grad_(), values, 0.99, 0.95, bootstrap=bootstrap)
+    assert torch.equal(followed.detach(), exact.to(dtype))
 
 
 class TestDerivatives:

@@ -194,6 +194,27 @@ def test_nodes_are_well_formed(device):
     torch.library.opcheck(ops.gaussian_log_prob_gradient.default, arguments, test_utils=tests)
 
 
+@pytest.mark.parametrize("of_actions", [torch.float32, torch.bfloat16])
+def test_mixed_dtypes_are_promoted_first(backend, of_actions, device):
+    """As under autocast, whose means are of half precision; the boundary of squashed actions is that of single, too."""
+    actions, mean, log_std = example(40, 3, device)
+    actions = (8.0 * actions).clamp(-1.0, 1.0).to(of_actions)
+    mean, log_std = mean.to(torch.bfloat16), log_std.float()
+    out = gaussian_log_prob(actions, mean, log_std, squash=True, backend=backend)
+    alike = gaussian_log_prob(actions.float(), mean.float(), log_std, squash=True, backend="reference")
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, alike, rtol=1e-5, atol=1e-4)
+
+
+def test_bad_types():
+    with pytest.raises(TypeError, match="mean must be a Tensor, got list"):
+        gaussian_log_prob(torch.zeros(5, 2), cast(Any, [[0.0]]), torch.zeros(2))
+    with pytest.raises(TypeError, match="actions must be of a floating-point dtype, got"):
+        gaussian_log_prob(torch.zeros(5, 2, dtype=torch.int64), torch.zeros(5, 2), torch.zeros(2))
+    with pytest.raises(ValueError, match="log_std must be on the device of mean, cpu, got meta"):
+        gaussian_log_prob(torch.zeros(5, 2), torch.zeros(5, 2), torch.zeros(2, device="meta"))
+
+
 def test_bad_shapes():
     with pytest.raises(ValueError, match=r"actions must have shape \(T, da\) = \(5, 2\), got \(5, 1\)"):
         gaussian_log_prob(torch.zeros(5, 1), torch.zeros(5, 2), torch.zeros(2))

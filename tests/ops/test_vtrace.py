@@ -155,6 +155,19 @@ def test_nan_stays_in_its_trajectory(kernel, which):
     assert torch.equal(out.advantages.isnan(), reached)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_single(dtype):
+    tensors = [x.to(dtype) for x in inputs([30])]
+    exact = run([x.float() for x in tensors], 0.99, [30], None, **NUMBERS)
+    tensors[0].requires_grad_()
+    for out in (
+        run([x.detach() for x in tensors], 0.99, [30], None, **NUMBERS),
+        run(tensors, 0.99, [30], None, **NUMBERS),
+    ):
+        for found, expected in zip(out, exact, strict=True):
+            torch.testing.assert_close(found.detach(), expected.to(dtype), rtol=0, atol=0)
+
+
 class TestDerivatives:
     def test_gradcheck_twice(self, backend):
         # No ratio within 0.01 of a clip, where the derivative jumps.
