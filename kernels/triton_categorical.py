@@ -129,7 +129,7 @@ def _short_rows_kernel(
 ):  # fmt: skip
     """ROWS whole rows: all that is asked of them, from one reading."""
     ACC: tl.constexpr = accumulator(logits.dtype.element_ty)
-    row = program(0) * ROWS + tl.arange(0, ROWS)
+    row = program() * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)[None, :]
     mask = (row < num_rows)[:, None] & (columns < num_columns)
     x_row = logits + row * logits_stride
@@ -168,7 +168,7 @@ def _long_row_kernel(
     GROUP: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """One row: swept for its sums, and backwards for its Fisher product."""
-    row = program(0)
+    row = program()
     x_row = logits + row * logits_stride
     t_row = None if tangent is None else tangent + row * tangent_stride
     peak, total, weighted = _sweep(x_row, t_row, 0, num_columns, LANES, GROUP)
@@ -195,7 +195,7 @@ def _part_kernel(
     GROUP: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """The sums of one part of a row: sums (T, 3, parts) are its maximum m, Σ e^{x − m} and Σ e^{x − m} t."""
-    number = program(0)
+    number = program()
     row = number // parts
     begin = (number % parts).to(tl.int32) * part_length
     end = tl.minimum(begin + part_length, num_columns)
@@ -214,7 +214,7 @@ def _merge_kernel(
     num_columns, blocks, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Merge the parts of a row, and write one block of its Fisher product; the first block's program writes the rest."""
-    number = program(0)
+    number = program()
     row = number // blocks
     block = (number % blocks).to(tl.int32)
     part = tl.arange(0, PARTS)
@@ -247,7 +247,7 @@ def _gradient_kernel(
     """ROWS rows of a block of columns."""
     ACC: tl.constexpr = accumulator(logits.dtype.element_ty)
     blocks = tl.cdiv(num_columns, BLOCK)
-    number = program(0)
+    number = program()
     row = number // blocks * ROWS + tl.arange(0, ROWS)
     columns = (number % blocks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)[None, :]
     in_rows = row < num_rows

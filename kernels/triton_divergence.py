@@ -151,7 +151,7 @@ def _of_long_trajectories(log_ratio: Tensor, offsets: Tensor, estimate: Estimate
     """In parts, so that all multiprocessors share a trajectory: their sums, the terms of those, and back to the steps."""
     count, trajectories = log_ratio.numel(), offsets.numel() - 1
     parts = triton.cdiv(count, trajectories * _PART)
-    grid = (trajectories, parts)
+    grid = (trajectories * parts,)
 
     def sums(steps: Tensor) -> Tensor:
         out = steps.new_empty(trajectories * parts, dtype=torch.float64)

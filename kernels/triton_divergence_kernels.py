@@ -87,7 +87,7 @@ def terms_kernel(
     block: tl.constexpr,
 ):
     """Write the derivative of `order` 0, 1 or 2 of the summand at every log-ratio (count,)."""
-    first = program(0) * block
+    first = program() * block
     place = first + tl.arange(0, block)
     if first + block <= count:
         _part_of_terms(
@@ -161,7 +161,7 @@ def sum_kernel(
     chunk: tl.constexpr,
 ):
     """Samples are the elements of `log_ratio` (count,). Leaves in values and slopes (programs,) each program's sums."""
-    part = program(0)
+    part = program()
     first = part * block
     if first + block <= count:
         value, along = _part_of_sum(
@@ -276,7 +276,7 @@ def trajectory_sum_kernel(
 
     A program takes `rows` of them, `columns` steps of each at a time.
     """
-    part = program(0)
+    part = program()
     samples = part * rows + tl.arange(0, rows)
     inside = samples < trajectories
     start = tl.load(offsets + samples, mask=inside, other=0)
@@ -332,18 +332,19 @@ def trajectory_sum_kernel(
 @triton.jit
 def total_kernel(parts, out, count, scale: tl.float64, width: tl.constexpr):
     """Write scale · Σ parts[width·i : width·(i + 1)] of parts (count,), in double precision until it is stored."""
-    place = program(0) * width + tl.arange(0, width)
+    place = program() * width + tl.arange(0, width)
     total = tl.sum(tl.load(parts + place, mask=place < count, other=0.0))
-    tl.store(out + program(0), _narrowed(total * scale, out))
+    tl.store(out + program(), _narrowed(total * scale, out))
 
 
 @triton.jit
 def _chunk(offsets, count, chunks):
-    """The steps of part program(1) of trajectory program(0)."""
-    start = tl.maximum(tl.load(offsets + program(0)), 0)
-    stop = tl.minimum(tl.load(offsets + program(0) + 1), count)
+    """The steps of this program: of part number % chunks of trajectory number // chunks."""
+    trajectory = program() // chunks
+    start = tl.maximum(tl.load(offsets + trajectory), 0)
+    stop = tl.minimum(tl.load(offsets + trajectory + 1), count)
     size = tl.cdiv(stop - start, chunks)
-    first = start + program(1) * size
+    first = start + program() % chunks * size
     return first, tl.minimum(first + size, stop)
 
 
@@ -357,14 +358,14 @@ def chunk_sums_kernel(steps, offsets, sums, count, chunks, block: tl.constexpr):
     for begin in range(first, last, block):
         part = tl.load(steps + begin + lanes, mask=begin + lanes < last, other=0.0).to(dtype)
         total += tl.sum(part).to(tl.float64)
-    tl.store(sums + program(0) * chunks + program(1), total)
+    tl.store(sums + program(), total)
 
 
 @triton.jit
 def fill_chunks_kernel(out, values, offsets, count, chunks, block: tl.constexpr):
     """Write the values (N, chunks) of the parts to all their steps."""
     first, last = _chunk(offsets, count, chunks)
-    value = tl.load(values + program(0) * chunks + program(1))
+    value = tl.load(values + program())
     lanes = tl.arange(0, block)
     for begin in range(first, last, block):
         tl.store(out + begin + lanes, tl.full((block,), value, value.dtype), mask=begin + lanes < last)

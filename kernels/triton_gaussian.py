@@ -120,7 +120,7 @@ def _gaussian_kernel(
 ):  # fmt: skip
     """All that is asked of ROWS steps."""
     ACC: tl.constexpr = accumulator(mean.dtype.element_ty)
-    step = program(0) * ROWS + tl.arange(0, ROWS)
+    step = program() * ROWS + tl.arange(0, ROWS)
     in_steps = step < num_steps
     total = tl.zeros([ROWS], ACC)
     if weights is not None:

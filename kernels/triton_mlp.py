@@ -52,7 +52,7 @@ def _launch(kernel: Any, activation: str, first: Tensor, *rest: Tensor | None) -
 
 @triton.jit
 def _activate_kernel(z, a, count, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    place = program(0) * BLOCK + tl.arange(0, BLOCK)
+    place = program() * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(z + place, mask=place < count, other=0.0).to(accumulator(z.dtype.element_ty))
     if KIND == "tanh":
         value = tanh(x)
@@ -65,7 +65,7 @@ def _activate_kernel(z, a, count, KIND: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _push_kernel(kept, tangent, out, bent, count, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    place = program(0) * BLOCK + tl.arange(0, BLOCK)
+    place = program() * BLOCK + tl.arange(0, BLOCK)
     mask = place < count
     x = tl.load(kept + place, mask=mask, other=0.0).to(accumulator(kept.dtype.element_ty))
     dot = tl.load(tangent + place, mask=mask, other=0.0).to(x.dtype)
@@ -77,7 +77,7 @@ def _push_kernel(kept, tangent, out, bent, count, KIND: tl.constexpr, BLOCK: tl.
 
 @triton.jit
 def _pull_kernel(kept, cotangent, moved, bent, count, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    place = program(0) * BLOCK + tl.arange(0, BLOCK)
+    place = program() * BLOCK + tl.arange(0, BLOCK)
     mask = place < count
     x = tl.load(kept + place, mask=mask, other=0.0).to(accumulator(kept.dtype.element_ty))
     slope, _ = _derivatives(x, KIND)

@@ -264,7 +264,7 @@ def carries_kernel(
     """The recurrence over the chunks of one trajectory: what each hands on."""
     dtype: tl.constexpr = sums.dtype.element_ty
     n, _, _, firsts, lasts = chunks(offsets, steps, horizon, count, CHUNK, NUMBERS)
-    mine = n == program(0)
+    mine = n == program()
     begin = tl.zeros((1,), tl.int64) + tl.sum(tl.where(mine, firsts, 0), 0)
     end = tl.zeros((1,), tl.int64) + tl.sum(tl.where(mine, lasts, 0), 0)
     carry, product = tl.zeros((1,), dtype), tl.full((1,), 1, dtype)

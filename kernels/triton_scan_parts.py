@@ -40,10 +40,10 @@ def part(
 ):
     """What this program takes: trajectories (ROWS,), their start and stop, of them steps begin to end, and the carry."""
     if PHASE == WHOLE:
-        n, start, stop = spans(offsets, steps, horizon, count, program(0) * ROWS, ROWS)
+        n, start, stop = spans(offsets, steps, horizon, count, program() * ROWS, ROWS)
         return n, start, stop, start, stop, tl.zeros((ROWS,), dtype)
     else:
-        chunk = program(0)
+        chunk = program()
         if PHASE == REST:
             # The other way round: what was read last may still be in the cache.
             chunk = tl.num_programs(0) - 1 - chunk
@@ -135,6 +135,6 @@ def scan(c, x, carry, product, REVERSE: tl.constexpr, BOUNDED: tl.constexpr, VEC
 @triton.jit
 def summarise(sums, products, carry, product, ROWS: tl.constexpr):
     """Write what a chunk makes of a carry: carry + product · it."""
-    here = program(0) + tl.arange(0, ROWS)
+    here = program() + tl.arange(0, ROWS)
     tl.store(sums + here, carry)
     tl.store(products + here, product)

@@ -1,5 +1,7 @@
 """Every Triton kernel compiles for sm_80 and sm_90 without spilling registers; and what checks that sees what is wrong."""
 
+import re
+
 import pytest
 
 pytest.importorskip("triton")
@@ -10,6 +12,13 @@ from tests.kernels import offline
 def test_kernels_compile(module):
     done = offline.python_that_compiles("-m", "tests.kernels.offline", module)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", offline.modules())
+def test_grids_are_of_one_dimension(module):
+    """In the second and third a GPU takes no more than 65535 programs, which an interpreter does not tell."""
+    source = (offline.ROOT / "kernels" / f"{module}.py").read_text()
+    assert set(re.findall(r"\b(?:program|program_id|num_programs)\((.*?)\)", source)) <= {"", "0"}
 
 
 KERNELS = """
