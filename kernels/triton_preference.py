@@ -19,7 +19,8 @@ from parl_core.ops.accelerators import interpreted
 
 # Bytes of a tile, in the dtype that is computed in, to choose from; and the most of one segment in it.
 _TILES, _BLOCK = ((1024,), 256) if interpreted() else ((1 << 13, 1 << 12), 1 << 12)
-_CONFIGS = [triton.Config({"SIZE": size}, num_warps=warps) for size in _TILES for warps in (4, 8)]
+# More or fewer pairs in a tile; what is done along a segment is the same.
+_CONFIGS = [triton.Config({"SIZE": size}, num_warps=4) for size in _TILES]
 
 
 @triton.jit
