@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from parl_core.kernels.triton_common import LAUNCH, accumulator, autotune, program
+from parl_core.kernels.triton_math import log1p
 from parl_core.kernels.triton_steps import bounds, load, places, spans, store
 from parl_core.ops.accelerators import interpreted
 
@@ -78,19 +79,12 @@ def preference_kernel(
     known = pair < pairs
     label = tl.load(labels + member * label_stride + pair, mask=known, other=0).to(dtype)
     # −y·log σ(z) − (1 − y)·log σ(−z) without a difference of large numbers.
-    loss = tl.where(logit < 0, -label * logit, (1 - label) * logit) + _log1p(tl.exp(-tl.abs(logit)))
+    loss = tl.where(logit < 0, -label * logit, (1 - label) * logit) + log1p(tl.exp(-tl.abs(logit)))
     place = member * pairs + pair
     tl.store(logits + place, logit, mask=known)
     tl.store(losses + place, loss.to(losses.dtype.element_ty), mask=known)
     agrees = ((label > 0.5) & (logit > 0)) | ((label < 0.5) & (logit < 0))
     tl.store(in_order + place, agrees.to(tl.int8), mask=known)
-
-
-@triton.jit
-def _log1p(x):
-    """log(1 + x) to the last digits for x ≥ 0: what rounding 1 + x changed is made up for (Higham 2002, section 1.14.1)."""
-    sum = 1 + x
-    return tl.where(sum == 1, x, tl.log(sum) * (x / tl.where(sum == 1, 1, sum - 1)))
 
 
 @autotune(_CONFIGS, ["scale", "BLOCK"])
