@@ -129,7 +129,11 @@ def _of_elements(log_ratio: Tensor, estimate: Estimate) -> None:
 
 
 def _of_trajectories(log_ratio: Tensor, offsets: Tensor, estimate: Estimate, precision: tl.dtype) -> None:
-    """In tiles of trajectories by steps, as wide as a trajectory of mean length."""
+    """In tiles of trajectories by steps, as wide as a trajectory of mean length.
+
+    One long trajectory among many short ones is taken by one program, tile after tile: how long each is is known on the
+    GPU only, and is not asked for.
+    """
     count, trajectories = log_ratio.numel(), offsets.numel() - 1
     columns = min(max(triton.next_power_of_2(triton.cdiv(count, trajectories)), _COLUMNS), _TILE)
     rows = _TILE // columns

@@ -236,7 +236,7 @@ def _terms_of(
     over_ratio: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Of trajectories with the log-ratios `sums`, one or many: g, w g, w g′v, their gradients, and products with v, `moved`."""
+    """Of trajectories with the log-ratios `sums`, one or many: g, w g, w g′v, their gradients, products with v = `moved`."""
     value, slope, curvature = jet(sums.to(dtype), number(alpha, dtype), function, flipped, over_ratio)
     unweighted = value
     if weights is not None:

@@ -5,6 +5,9 @@ Which steps a program takes is decided by their number and that of the trajector
     WHOLE                   as many trajectories as fill a tile of (trajectories, steps), or one of many tiles
     SUMMARY, carries, REST  chunks of few long trajectories, on all multiprocessors: c and x of each chunk as a whole, the
                             recurrence over the chunks, and the chunks again, each from its carry. All is read twice.
+
+So one long trajectory among many short ones is taken by one program, tile after tile, while the others have long ended:
+how long trajectories are is known on the GPU only, and is not asked for.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ def along(axis, layout):
     if "blocked" in layout:
         return [re.search(name + r" = \\[(.*?)\\]", layout)[1].split(", ")[axis] for name in ("Thread", "PerWarp", "PerCTA")]
     bases = re.findall(r"(register|lane|warp) = \\[(.*?\\])?\\]", layout)
-    return [(name, [b for base in re.findall(r"\\[(.*?)\\]", found) if (b := base.split(", ")[axis]) != "0"]) for name, found in bases]
+    places = [(name, [base.split(", ")[axis] for base in re.findall(r"\\[(.*?)\\]", found)]) for name, found in bases]
+    return [(name, [place for place in found if place != "0"]) for name, found in places]
 
 def order(function, build):
     text = compiled(function, build, 90).asm["ttgir"]
