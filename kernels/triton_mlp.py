@@ -39,7 +39,7 @@ def push(kept: Tensor, tangent: Tensor, activation: str, *, bends: bool) -> Tens
 
 
 def pull(kept: Tensor, cotangent: Tensor | None, moved: Tensor | None, bent: Tensor | None, activation: str) -> None:
-    """δ in place of g = `cotangent`, and δ̇ in place of ġ = `moved`; either may be missing; φ″(z) ż = `bent` goes with both."""
+    """δ in place of g = `cotangent`, and δ̇ in place of ġ = `moved`; either may be missing; of both, `bent` is φ″(z) ż."""
     _launch(_pull_kernel, activation, kept, cotangent, moved, bent)
 
 
