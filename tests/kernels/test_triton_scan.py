@@ -160,6 +160,15 @@ def test_what_has_faded_stays_so(device):
     assert (triton_scan.recurrence(x.to(device), c.to(device), None, False).cpu()[2501:] == 0).all()
 
 
+def test_what_has_faded_within_a_block_stays_so(device):
+    x, c = torch.zeros(2 * BLOCK), torch.ones(2 * BLOCK)
+    x[0] = 1.0
+    c[BLOCK + 8 : BLOCK + 16], c[BLOCK + 16 : BLOCK + 24] = 1e-30, 1e30
+    found = triton_scan.recurrence(x.to(device), c.to(device), None, False).cpu()
+    assert (found[: BLOCK + 9] == 1).all()
+    assert (found[BLOCK + 11 :].abs() < 1e-40).all()
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_derivatives(device, reverse):
     """They are recurrences again; the rest of their tests has no backend of its own."""
