@@ -23,15 +23,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_common import LAUNCH, accumulator, autotune, program
+from .triton_common import LAUNCH, accumulator, program
 
 _SHORT_ROW = 8192  # elements, of x and of t, that 1024 threads hold
 _TILE = 4096  # elements of several short rows, or of a part of a gradient, for 256 threads
 _PROGRAMS = 1024  # of 256 threads: about what 132 multiprocessors hold at once
 _SHORTEST_PART = 4096
 
-# A lane is 16 bytes. More threads a row leave fewer rows at work at once, which the caches then hold for a second sweep.
-_CONFIGS = [triton.Config({"LANES": lanes}, num_warps=warps) for lanes, warps in ((512, 8), (512, 16), (1024, 32))]
+# Of 16 bytes each, for 256 threads. Neither this nor the threads are tuned by measurement: the order of summation, and so
+# the last bits of a sum, would depend on what was measured. More of them leave fewer rows at work at once.
+_LANES, _LANE_WARPS = 512, 8
 
 
 def log_prob(logits: Tensor, actions: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -102,15 +103,16 @@ def _launch(inputs: tuple[Any, ...], outputs: tuple[Any, ...], num_rows: int, nu
             ROWS=rows, BLOCK=block, num_warps=32 if block > _TILE else 8, **LAUNCH,
         )  # fmt: skip
         return
-    group = 16 // logits.element_size()  # what a thread loads at once
+    # A group is what a thread loads at once.
+    lanes = {"GROUP": 16 // logits.element_size(), "LANES": _LANES, "num_warps": _LANE_WARPS}
     parts = min(triton.cdiv(_PROGRAMS, num_rows), triton.cdiv(num_columns, _SHORTEST_PART))
     if parts == 1:
-        _long_row_kernel[(num_rows,)](*inputs, *outputs, num_columns, GROUP=group, **LAUNCH)
+        _long_row_kernel[(num_rows,)](*inputs, *outputs, num_columns, **lanes, **LAUNCH)
         return
     part = triton.cdiv(triton.cdiv(num_columns, parts), _SHORTEST_PART) * _SHORTEST_PART
     parts = triton.cdiv(num_columns, part)
     sums = torch.empty(num_rows, 3, parts, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
-    _part_kernel[(num_rows * parts,)](*inputs[:4], sums, parts, part, num_columns, GROUP=group, **LAUNCH)
+    _part_kernel[(num_rows * parts,)](*inputs[:4], sums, parts, part, num_columns, **lanes, **LAUNCH)
     blocks = 1 if image is None else triton.cdiv(num_columns, _TILE)
     _merge_kernel[(num_rows * blocks,)](
         *inputs, *outputs, sums, parts, num_columns, blocks,
@@ -129,7 +131,7 @@ def _short_rows_kernel(
 ):  # fmt: skip
     """ROWS whole rows: all that is asked of them, from one reading."""
     ACC: tl.constexpr = accumulator(logits.dtype.element_ty)
-    row = program(0) * ROWS + tl.arange(0, ROWS)
+    row = program() * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)[None, :]
     mask = (row < num_rows)[:, None] & (columns < num_columns)
     x_row = logits + row * logits_stride
@@ -161,14 +163,13 @@ def _short_rows_kernel(
     tl.store(value + row, taken - level, mask=row < num_rows)
 
 
-@autotune(_CONFIGS, key=["num_columns"])
 @triton.jit
 def _long_row_kernel(
     logits, logits_stride, tangent, tangent_stride, actions, scale, value, logsumexp, image, num_columns,
     GROUP: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """One row: swept for its sums, and backwards for its Fisher product."""
-    row = program(0)
+    row = program()
     x_row = logits + row * logits_stride
     t_row = None if tangent is None else tangent + row * tangent_stride
     peak, total, weighted = _sweep(x_row, t_row, 0, num_columns, LANES, GROUP)
@@ -188,14 +189,13 @@ def _long_row_kernel(
                 _write_image(x_row, t_row, image + row * num_columns, columns, shift, level, height, num_columns)
 
 
-@autotune(_CONFIGS, key=["num_columns"])
 @triton.jit
 def _part_kernel(
     logits, logits_stride, tangent, tangent_stride, sums, parts, part_length, num_columns,
     GROUP: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """The sums of one part of a row: sums (T, 3, parts) are its maximum m, Σ e^{x − m} and Σ e^{x − m} t."""
-    number = program(0)
+    number = program()
     row = number // parts
     begin = (number % parts).to(tl.int32) * part_length
     end = tl.minimum(begin + part_length, num_columns)
@@ -214,7 +214,7 @@ def _merge_kernel(
     num_columns, blocks, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Merge the parts of a row, and write one block of its Fisher product; the first block's program writes the rest."""
-    number = program(0)
+    number = program()
     row = number // blocks
     block = (number % blocks).to(tl.int32)
     part = tl.arange(0, PARTS)
@@ -247,7 +247,7 @@ def _gradient_kernel(
     """ROWS rows of a block of columns."""
     ACC: tl.constexpr = accumulator(logits.dtype.element_ty)
     blocks = tl.cdiv(num_columns, BLOCK)
-    number = program(0)
+    number = program()
     row = number // blocks * ROWS + tl.arange(0, ROWS)
     columns = (number % blocks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)[None, :]
     in_rows = row < num_rows

@@ -23,6 +23,9 @@ change its default and warns where nothing is said."""
 def autotune(configs: Sequence[triton.Config], key: Sequence[str]) -> Callable[[Any], Any]:
     """`triton.autotune`, which measures the configurations at the first call for each value of the arguments `key`.
 
+    They may differ in what leaves the order of operations alone, no more: otherwise the last bits of a result would depend
+    on what was measured. The number of warps does not; nor does the size of a tile along an axis of sums or scans.
+
     The interpreter takes the first: there is nothing to measure. A kernel is to be called once before it is captured in a
     CUDA graph, and what it writes must not depend on what was there, since measuring runs it many times.
     """
@@ -42,6 +45,6 @@ def number(value, dtype: tl.constexpr):
 
 
 @triton.jit
-def program(axis: tl.constexpr):
-    """The number of this program along `axis`, int64."""
-    return tl.program_id(axis).to(tl.int64)
+def program():
+    """The number of this program, int64. Grids are of one dimension: in the others a GPU takes 65535 programs at most."""
+    return tl.program_id(0).to(tl.int64)

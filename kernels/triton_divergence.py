@@ -129,7 +129,11 @@ def _of_elements(log_ratio: Tensor, estimate: Estimate) -> None:
 
 
 def _of_trajectories(log_ratio: Tensor, offsets: Tensor, estimate: Estimate, precision: tl.dtype) -> None:
-    """In tiles of trajectories by steps, as wide as a trajectory of mean length."""
+    """In tiles of trajectories by steps, as wide as a trajectory of mean length.
+
+    One long trajectory among many short ones is taken by one program, tile after tile: how long each is is known on the
+    GPU only, and is not asked for.
+    """
     count, trajectories = log_ratio.numel(), offsets.numel() - 1
     columns = min(max(triton.next_power_of_2(triton.cdiv(count, trajectories)), _COLUMNS), _TILE)
     rows = _TILE // columns
@@ -151,7 +155,7 @@ def _of_long_trajectories(log_ratio: Tensor, offsets: Tensor, estimate: Estimate
     """In parts, so that all multiprocessors share a trajectory: their sums, the terms of those, and back to the steps."""
     count, trajectories = log_ratio.numel(), offsets.numel() - 1
     parts = triton.cdiv(count, trajectories * _PART)
-    grid = (trajectories, parts)
+    grid = (trajectories * parts,)
 
     def sums(steps: Tensor) -> Tensor:
         out = steps.new_empty(trajectories * parts, dtype=torch.float64)

@@ -3,8 +3,8 @@
 A program computes its samples' values, gradients and products as it has them in registers, and leaves its sums in double
 precision, which are added in the order of their places: no atomics, and the same bits for the same numbers.
 
-Summands are computed in the precision `dtype`. Where a program's sum is not well within single precision, it does its part
-again in double precision, in which single summands do not overflow.
+Summands are computed in the precision `dtype`. Where a program's sums are not well within single precision, with weights or
+without, it does its part again in double precision, in which single summands do not overflow.
 
 What kernels are given is left out by None. The constants function, flipped and over_ratio are `f_divergence_terms.Term`'s.
 """
@@ -15,13 +15,14 @@ import triton.language as tl
 from .triton_common import accumulator, number, program
 from .triton_divergence_terms import jet
 
-# Sums of float terms beyond this are taken again in double precision.
+# Sums of float terms beyond this are taken again in double precision. What is below bounds first and second derivatives,
+# too: they exceed a large summand by small factors only. Weights of 1e-10 and the like must not hide one.
 _TRUSTED = tl.constexpr(1e30)
 
 
 @triton.jit
-def _is_untrusted(total):
-    return (tl.abs(total) < _TRUSTED) == 0  # a NaN is not below it, either
+def _is_untrusted(value, unweighted):
+    return ((tl.abs(value) < _TRUSTED) & (tl.abs(unweighted) < _TRUSTED)) == 0  # a NaN is not below it, either
 
 
 @triton.jit
@@ -87,7 +88,7 @@ def terms_kernel(
     block: tl.constexpr,
 ):
     """Write the derivative of `order` 0, 1 or 2 of the summand at every log-ratio (count,)."""
-    first = program(0) * block
+    first = program() * block
     place = first + tl.arange(0, block)
     if first + block <= count:
         _part_of_terms(
@@ -118,10 +119,11 @@ def _part_of_sum(
     size: tl.constexpr,
     masked: tl.constexpr,
 ):
-    """Σ w g and Σ w g′v, without `scale`, of `size` samples from `first`; writes their gradient and product."""
+    """Σ g, Σ w g and Σ w g′v, without `scale`, of `size` samples from `first`; writes their gradient and product."""
     place = first + tl.arange(0, size)
     r = _load(log_ratio, place, count, masked, dtype)
     value, slope, curvature = jet(r, number(alpha, dtype), function, flipped, over_ratio)
+    unweighted = value
     if weights is not None:
         weight = _load(weights, place, count, masked, dtype)
         value = value * weight
@@ -137,7 +139,7 @@ def _part_of_sum(
             factor = factor * tl.load(cotangent).to(dtype)
         _store(product, place, curvature * factor * v, count, masked)
         along = slope * v
-    return tl.sum(value).to(tl.float64), tl.sum(along).to(tl.float64)
+    return tl.sum(unweighted).to(tl.float64), tl.sum(value).to(tl.float64), tl.sum(along).to(tl.float64)
 
 
 @triton.jit
@@ -161,24 +163,24 @@ def sum_kernel(
     chunk: tl.constexpr,
 ):
     """Samples are the elements of `log_ratio` (count,). Leaves in values and slopes (programs,) each program's sums."""
-    part = program(0)
+    part = program()
     first = part * block
     if first + block <= count:
-        value, along = _part_of_sum(
+        unweighted, value, along = _part_of_sum(
             log_ratio, weights, vector, cotangent, gradient, product, first, count, scale, alpha,
             function, flipped, over_ratio, dtype, block, masked=False,
         )  # fmt: skip
     else:
-        value, along = _part_of_sum(
+        unweighted, value, along = _part_of_sum(
             log_ratio, weights, vector, cotangent, gradient, product, first, count, scale, alpha,
             function, flipped, over_ratio, dtype, block, masked=True,
         )  # fmt: skip
     if dtype == tl.float32:  # noqa: SIM102, or the constant condition would not spare the compiler what is within
-        if _is_untrusted(value):
+        if _is_untrusted(value, unweighted):
             value = tl.full((), 0.0, tl.float64)
             along = tl.full((), 0.0, tl.float64)
             for begin in range(0, block, chunk):
-                more, more_along = _part_of_sum(
+                _, more, more_along = _part_of_sum(
                     log_ratio, weights, vector, cotangent, gradient, product, first + begin, count, scale, alpha,
                     function, flipped, over_ratio, tl.float64, chunk, masked=True,
                 )  # fmt: skip
@@ -234,8 +236,9 @@ def _terms_of(
     over_ratio: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Of trajectories with the log-ratios `sums`, one or many: w g, w g′v, their gradients, and products with v, `moved`."""
+    """Of trajectories with the log-ratios `sums`, one or many: g, w g, w g′v, their gradients, products with v = `moved`."""
     value, slope, curvature = jet(sums.to(dtype), number(alpha, dtype), function, flipped, over_ratio)
+    unweighted = value
     if weights is not None:
         weight = tl.load(weights + samples, mask=inside, other=0.0).to(dtype)
         value = value * weight
@@ -247,7 +250,7 @@ def _terms_of(
     if cotangent is not None:
         factor = factor * tl.load(cotangent).to(dtype)
     product = curvature * factor * moved.to(dtype)
-    return value, along, slope, product
+    return unweighted, value, along, slope, product
 
 
 @triton.jit
@@ -276,7 +279,7 @@ def trajectory_sum_kernel(
 
     A program takes `rows` of them, `columns` steps of each at a time.
     """
-    part = program(0)
+    part = program()
     samples = part * rows + tl.arange(0, rows)
     inside = samples < trajectories
     start = tl.load(offsets + samples, mask=inside, other=0)
@@ -289,19 +292,20 @@ def trajectory_sum_kernel(
     moved = tl.zeros((rows,), tl.float64)
     if vector is not None:
         moved = _row_sums(vector, start, stop, longest, rows, columns)
-    row_values, row_alongs, slope, curvature = _terms_of(
+    row_unweighted, row_values, row_alongs, slope, curvature = _terms_of(
         sums, moved, weights, cotangent, samples, inside, scale, alpha, function, flipped, over_ratio, dtype
     )
+    unweighted = tl.sum(row_unweighted).to(tl.float64)
     value = tl.sum(row_values).to(tl.float64)
     along = tl.sum(row_alongs).to(tl.float64)
     if dtype == tl.float32:  # noqa: SIM102, or the constant condition would not spare the compiler what is within
-        if _is_untrusted(value):
+        if _is_untrusted(value, unweighted):
             value = tl.full((), 0.0, tl.float64)
             along = tl.full((), 0.0, tl.float64)
             # One by one: all at once would take most registers of a thread, in every program.
             for row in range(0, rows):
                 here = tl.arange(0, rows) == row
-                more, more_along, row_slope, row_curvature = _terms_of(
+                _, more, more_along, row_slope, row_curvature = _terms_of(
                     tl.sum(tl.where(here, sums, 0.0)),
                     tl.sum(tl.where(here, moved, 0.0)),
                     weights,
@@ -332,18 +336,19 @@ def trajectory_sum_kernel(
 @triton.jit
 def total_kernel(parts, out, count, scale: tl.float64, width: tl.constexpr):
     """Write scale · Σ parts[width·i : width·(i + 1)] of parts (count,), in double precision until it is stored."""
-    place = program(0) * width + tl.arange(0, width)
+    place = program() * width + tl.arange(0, width)
     total = tl.sum(tl.load(parts + place, mask=place < count, other=0.0))
-    tl.store(out + program(0), _narrowed(total * scale, out))
+    tl.store(out + program(), _narrowed(total * scale, out))
 
 
 @triton.jit
 def _chunk(offsets, count, chunks):
-    """The steps of part program(1) of trajectory program(0)."""
-    start = tl.maximum(tl.load(offsets + program(0)), 0)
-    stop = tl.minimum(tl.load(offsets + program(0) + 1), count)
+    """The steps of this program: of part number % chunks of trajectory number // chunks."""
+    trajectory = program() // chunks
+    start = tl.maximum(tl.load(offsets + trajectory), 0)
+    stop = tl.minimum(tl.load(offsets + trajectory + 1), count)
     size = tl.cdiv(stop - start, chunks)
-    first = start + program(1) * size
+    first = start + program() % chunks * size
     return first, tl.minimum(first + size, stop)
 
 
@@ -357,14 +362,14 @@ def chunk_sums_kernel(steps, offsets, sums, count, chunks, block: tl.constexpr):
     for begin in range(first, last, block):
         part = tl.load(steps + begin + lanes, mask=begin + lanes < last, other=0.0).to(dtype)
         total += tl.sum(part).to(tl.float64)
-    tl.store(sums + program(0) * chunks + program(1), total)
+    tl.store(sums + program(), total)
 
 
 @triton.jit
 def fill_chunks_kernel(out, values, offsets, count, chunks, block: tl.constexpr):
     """Write the values (N, chunks) of the parts to all their steps."""
     first, last = _chunk(offsets, count, chunks)
-    value = tl.load(values + program(0) * chunks + program(1))
+    value = tl.load(values + program())
     lanes = tl.arange(0, block)
     for begin in range(first, last, block):
         tl.store(out + begin + lanes, tl.full((block,), value, value.dtype), mask=begin + lanes < last)

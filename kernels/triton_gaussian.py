@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_common import LAUNCH, accumulator, number, program
-from .triton_mlp import tanh
+from .triton_math import log1p, tanh
 
 _TILE = 512  # elements for 256 threads, half as many of float64
 
@@ -120,7 +120,7 @@ def _gaussian_kernel(
 ):  # fmt: skip
     """All that is asked of ROWS steps."""
     ACC: tl.constexpr = accumulator(mean.dtype.element_ty)
-    step = program(0) * ROWS + tl.arange(0, ROWS)
+    step = program() * ROWS + tl.arange(0, ROWS)
     in_steps = step < num_steps
     total = tl.zeros([ROWS], ACC)
     if weights is not None:
@@ -191,12 +191,5 @@ def _gaussian_kernel(
 def _unsquash(action, edge):
     """atanh of an action, which is moved inside of the open interval, and log(1 − action²)."""
     inside = tl.where(action > edge, edge, tl.where(action < -edge, -edge, action))  # NaN stays
-    up, down = _log1p(inside), _log1p(-inside)
+    up, down = log1p(inside), log1p(-inside)
     return 0.5 * (up - down), up + down
-
-
-@triton.jit
-def _log1p(x):
-    """log(1 + x) to the last digits: what rounding 1 + x changed is made up for (Higham 2002, section 1.14.1)."""
-    sum = 1.0 + x
-    return tl.where(sum == 1.0, x, tl.log(sum) * (x / tl.where(sum == 1.0, 1.0, sum - 1.0)))

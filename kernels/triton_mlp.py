@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_common import LAUNCH, accumulator, program
+from .triton_math import tanh
 
 _BLOCK = 1024  # elements of 128 threads: two loads of 16 bytes each
 
@@ -38,7 +39,7 @@ def push(kept: Tensor, tangent: Tensor, activation: str, *, bends: bool) -> Tens
 
 
 def pull(kept: Tensor, cotangent: Tensor | None, moved: Tensor | None, bent: Tensor | None, activation: str) -> None:
-    """δ in place of g = `cotangent`, and δ̇ in place of ġ = `moved`; either may be missing, and `bent` with ġ or g."""
+    """δ in place of g = `cotangent`, and δ̇ in place of ġ = `moved`; either may be missing; of both, `bent` is φ″(z) ż."""
     _launch(_pull_kernel, activation, kept, cotangent, moved, bent)
 
 
@@ -52,7 +53,7 @@ def _launch(kernel: Any, activation: str, first: Tensor, *rest: Tensor | None) -
 
 @triton.jit
 def _activate_kernel(z, a, count, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    place = program(0) * BLOCK + tl.arange(0, BLOCK)
+    place = program() * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(z + place, mask=place < count, other=0.0).to(accumulator(z.dtype.element_ty))
     if KIND == "tanh":
         value = tanh(x)
@@ -65,7 +66,7 @@ def _activate_kernel(z, a, count, KIND: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _push_kernel(kept, tangent, out, bent, count, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    place = program(0) * BLOCK + tl.arange(0, BLOCK)
+    place = program() * BLOCK + tl.arange(0, BLOCK)
     mask = place < count
     x = tl.load(kept + place, mask=mask, other=0.0).to(accumulator(kept.dtype.element_ty))
     dot = tl.load(tangent + place, mask=mask, other=0.0).to(x.dtype)
@@ -77,16 +78,16 @@ def _push_kernel(kept, tangent, out, bent, count, KIND: tl.constexpr, BLOCK: tl.
 
 @triton.jit
 def _pull_kernel(kept, cotangent, moved, bent, count, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    place = program(0) * BLOCK + tl.arange(0, BLOCK)
+    place = program() * BLOCK + tl.arange(0, BLOCK)
     mask = place < count
     x = tl.load(kept + place, mask=mask, other=0.0).to(accumulator(kept.dtype.element_ty))
     slope, _ = _derivatives(x, KIND)
     if moved is not None:
-        delta = slope * tl.load(moved + place, mask=mask, other=0.0)
+        delta = slope * tl.load(moved + place, mask=mask, other=0.0).to(x.dtype)
     if cotangent is not None:
-        g = tl.load(cotangent + place, mask=mask, other=0.0)
+        g = tl.load(cotangent + place, mask=mask, other=0.0).to(x.dtype)
         if moved is not None:
-            delta += g * tl.load(bent + place, mask=mask, other=0.0)
+            delta += g * tl.load(bent + place, mask=mask, other=0.0).to(x.dtype)
         tl.store(cotangent + place, slope * g, mask=mask)
     if moved is not None:
         tl.store(moved + place, delta, mask=mask)
@@ -106,13 +107,3 @@ def _derivatives(x, KIND: tl.constexpr):
         slope = s * (1.0 + x * (1.0 - s))
         bend = s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s))
     return slope, bend
-
-
-@triton.jit
-def tanh(x):
-    """From e^{−2|x|}, and by its series near 0, where that would cancel."""
-    small = tl.exp(-2.0 * tl.abs(x))
-    far = (1.0 - small) / (1.0 + small)
-    square = x * x
-    near = 1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0 - square * (62.0 / 2835.0))))
-    return tl.where(tl.abs(x) < 0.05, x * near, tl.where(x < 0.0, -far, far))

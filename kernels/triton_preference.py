@@ -14,24 +14,36 @@ import triton.language as tl
 from torch import Tensor
 
 from parl_core.kernels.triton_common import LAUNCH, accumulator, autotune, program
+from parl_core.kernels.triton_math import log1p
 from parl_core.kernels.triton_steps import bounds, load, places, spans, store
 from parl_core.ops.accelerators import interpreted
 
 # Bytes of a tile, in the dtype that is computed in, to choose from; and the most of one segment in it.
 _TILES, _BLOCK = ((1024,), 256) if interpreted() else ((1 << 13, 1 << 12), 1 << 12)
-_CONFIGS = [triton.Config({"SIZE": size}, num_warps=warps) for size in _TILES for warps in (4, 8)]
+# More or fewer pairs in a tile; what is done along a segment is the same.
+_CONFIGS = [triton.Config({"SIZE": size}, num_warps=4) for size in _TILES]
 
 
 @triton.jit
-def _segment_sums(rewards, offsets, steps, length, pairs, ROWS: tl.constexpr, BLOCK: tl.constexpr, dtype: tl.constexpr):
-    """The sums (ROWS,) of this program's segments of one member."""
+def _member_and_pair(pairs, ROWS: tl.constexpr):
+    """Whose segments this program takes, and the first of its pairs."""
+    of_member = tl.cdiv(pairs, ROWS)
+    return program() // of_member, program() % of_member * ROWS
+
+
+@triton.jit
+def _segment_sums(
+    rewards, offsets, steps, length, member, pair, pairs,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """The sums (ROWS,) of a member's segments from `pair` on."""
     VECTOR: tl.constexpr = 128 // rewards.dtype.element_ty.primitive_bitwidth
-    _n, start, stop = spans(offsets, steps, length, pairs, program(0) * ROWS, ROWS)
+    _n, start, stop = spans(offsets, steps, length, pairs, pair, ROWS)
     low, high, blocks = bounds(start, stop, VECTOR, BLOCK)
     totals = tl.zeros((ROWS, BLOCK), dtype)
     for k in range(blocks):
         base, lane, inside, whole = places(low, high, start, stop, k, False, VECTOR, BLOCK)
-        totals += load(rewards + program(1) * steps, base, lane, inside, whole, dtype)
+        totals += load(rewards + member * steps, base, lane, inside, whole, dtype)
     return tl.sum(totals, 1)
 
 
@@ -59,25 +71,20 @@ def preference_kernel(
     """Of every pair: logit z = Σ second − Σ first, cross-entropy, and whether it is ordered as labelled."""
     dtype: tl.constexpr = accumulator(first.dtype.element_ty)
     ROWS: tl.constexpr = SIZE * 8 // dtype.primitive_bitwidth // BLOCK
-    total = _segment_sums(second, second_offsets, second_steps, second_length, pairs, ROWS, BLOCK, dtype)
-    logit = total - _segment_sums(first, first_offsets, first_steps, first_length, pairs, ROWS, BLOCK, dtype)
-    pair = program(0) * ROWS + tl.arange(0, ROWS)
+    member, pair = _member_and_pair(pairs, ROWS)
+    logit = _segment_sums(
+        second, second_offsets, second_steps, second_length, member, pair, pairs, ROWS, BLOCK, dtype
+    ) - _segment_sums(first, first_offsets, first_steps, first_length, member, pair, pairs, ROWS, BLOCK, dtype)
+    pair += tl.arange(0, ROWS)
     known = pair < pairs
-    label = tl.load(labels + program(1) * label_stride + pair, mask=known, other=0).to(dtype)
+    label = tl.load(labels + member * label_stride + pair, mask=known, other=0).to(dtype)
     # −y·log σ(z) − (1 − y)·log σ(−z) without a difference of large numbers.
-    loss = tl.where(logit < 0, -label * logit, (1 - label) * logit) + _log1p(tl.exp(-tl.abs(logit)))
-    place = program(1) * pairs + pair
+    loss = tl.where(logit < 0, -label * logit, (1 - label) * logit) + log1p(tl.exp(-tl.abs(logit)))
+    place = member * pairs + pair
     tl.store(logits + place, logit, mask=known)
     tl.store(losses + place, loss.to(losses.dtype.element_ty), mask=known)
     agrees = ((label > 0.5) & (logit > 0)) | ((label < 0.5) & (logit < 0))
     tl.store(in_order + place, agrees.to(tl.int8), mask=known)
-
-
-@triton.jit
-def _log1p(x):
-    """log(1 + x) to the last digits for x ≥ 0: what rounding 1 + x changed is made up for (Higham 2002, section 1.14.1)."""
-    sum = 1 + x
-    return tl.where(sum == 1, x, tl.log(sum) * (x / tl.where(sum == 1, 1, sum - 1)))
 
 
 @autotune(_CONFIGS, ["scale", "BLOCK"])
@@ -97,13 +104,14 @@ def spread_kernel(
     dtype: tl.constexpr = accumulator(out.dtype.element_ty)
     ROWS: tl.constexpr = SIZE * 8 // dtype.primitive_bitwidth // BLOCK
     VECTOR: tl.constexpr = 128 // out.dtype.element_ty.primitive_bitwidth
-    n, start, stop = spans(offsets, steps, length, pairs, program(0) * ROWS, ROWS)
-    slope = tl.load(slopes + program(1) * pairs + n, mask=n < pairs, other=0)[:, None]
+    member, pair = _member_and_pair(pairs, ROWS)
+    n, start, stop = spans(offsets, steps, length, pairs, pair, ROWS)
+    slope = tl.load(slopes + member * pairs + n, mask=n < pairs, other=0)[:, None]
     low, high, blocks = bounds(start, stop, VECTOR, BLOCK)
     for k in range(blocks):
         base, lane, inside, whole = places(low, high, start, stop, k, False, VECTOR, BLOCK)
         values = slope + tl.zeros((ROWS, BLOCK), slope.dtype)
-        store(out + program(1) * steps, base, lane, values, inside, whole)
+        store(out + member * steps, base, lane, values, inside, whole)
 
 
 def _sizes(steps: int, pairs: int, dtype: torch.dtype) -> tuple[dict[str, Any], int]:
@@ -122,18 +130,18 @@ def preference_loss(
     first: Tensor, second: Tensor, labels: Tensor, first_offsets: Tensor | None, second_offsets: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, logits and how many pairs are in order, of contiguous tensors; logits in float32 for half precision."""
-    members = first.shape[:-2] if first_offsets is None else first.shape[:-1]
+    shape = first.shape[:-2] if first_offsets is None else first.shape[:-1]
     pairs = labels.shape[-1]
-    losses = first.new_empty(*members, pairs)
+    losses = first.new_empty(*shape, pairs)
     logits = losses.new_empty(losses.shape, dtype=first.dtype if first.dtype == torch.float64 else torch.float32)
     in_order = losses.new_empty(losses.shape, dtype=torch.bool)
     if losses.numel():
         first_steps, first_length = _layout(first, first_offsets)
         second_steps, second_length = _layout(second, second_offsets)
         sizes, row = _sizes(max(first_steps, second_steps), pairs, first.dtype)
-        grid = members.numel()
+        members = shape.numel()
         with torch.cuda.device_of(first):
-            preference_kernel[lambda meta: (triton.cdiv(pairs, meta["SIZE"] // row), grid)](
+            preference_kernel[lambda meta: (members * triton.cdiv(pairs, meta["SIZE"] // row),)](
                 first, first_offsets, second, second_offsets, labels, losses, logits, in_order.view(torch.int8),
                 first_steps, first_length, second_steps, second_length, pairs if labels.dim() == 2 else 0, pairs, **sizes,
             )  # fmt: skip
@@ -147,9 +155,9 @@ def spread(slopes: Tensor, rewards: Tensor, offsets: Tensor | None) -> Tensor:
     if out.numel() and pairs:
         steps, length = _layout(rewards, offsets)
         sizes, row = _sizes(steps, pairs, rewards.dtype)
-        grid = slopes.shape[:-1].numel()
+        members = slopes.shape[:-1].numel()
         with torch.cuda.device_of(out):
-            spread_kernel[lambda meta: (triton.cdiv(pairs, meta["SIZE"] // row), grid)](
+            spread_kernel[lambda meta: (members * triton.cdiv(pairs, meta["SIZE"] // row),)](
                 out, slopes, offsets, steps, length, pairs, **sizes
             )
     return out

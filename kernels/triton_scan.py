@@ -5,6 +5,9 @@ Which steps a program takes is decided by their number and that of the trajector
     WHOLE                   as many trajectories as fill a tile of (trajectories, steps), or one of many tiles
     SUMMARY, carries, REST  chunks of few long trajectories, on all multiprocessors: c and x of each chunk as a whole, the
                             recurrence over the chunks, and the chunks again, each from its carry. All is read twice.
+
+So one long trajectory among many short ones is taken by one program, tile after tile, while the others have long ended:
+how long trajectories are is known on the GPU only, and is not asked for.
 """
 
 from __future__ import annotations
@@ -41,10 +44,12 @@ class _Sizes(NamedTuple):
 # tiles at a time on a multiprocessor cover the latency of memory. Up to some 30 tiles one after another, of about a
 # microsecond each, should cost less than reading twice and two launches more. Reckoned for an H200, not measured.
 _SIZES = _Sizes(block=1 << 12, tiles=(1 << 13, 1 << 12), few=256, long=1 << 15, chunk=1 << 13, most_chunks=2048)
+_WARPS = 4
 if interpreted():  # slow, so small; and boundaries are where mistakes are
     _SIZES = _Sizes(block=256, tiles=(1024,), few=4, long=250, chunk=300, most_chunks=8)
 
-_CONFIGS = [triton.Config({"SIZE": size}, num_warps=warps) for size in _SIZES.tiles for warps in (4, 8)]
+# More or fewer trajectories in a tile; what is done along one is the same.
+_CONFIGS = [triton.Config({"SIZE": size}, num_warps=_WARPS) for size in _SIZES.tiles]
 _KEY = ["scale", "REVERSE", "PHASE", "BLOCK"]
 
 
@@ -264,7 +269,7 @@ def carries_kernel(
     """The recurrence over the chunks of one trajectory: what each hands on."""
     dtype: tl.constexpr = sums.dtype.element_ty
     n, _, _, firsts, lasts = chunks(offsets, steps, horizon, count, CHUNK, NUMBERS)
-    mine = n == program(0)
+    mine = n == program()
     begin = tl.zeros((1,), tl.int64) + tl.sum(tl.where(mine, firsts, 0), 0)
     end = tl.zeros((1,), tl.int64) + tl.sum(tl.where(mine, lasts, 0), 0)
     carry, product = tl.zeros((1,), dtype), tl.full((1,), 1, dtype)
@@ -303,12 +308,13 @@ def _launch(
     grid = (triton.cdiv(steps, chunk) + count,)
     sums, products, carries = torch.empty(3, grid[0], dtype=accumulated, device=like.device).unbind()
     chunked: dict[str, Any] = {"CHUNK": chunk, "NUMBERS": triton.next_power_of_2(count)}
-    numbers |= {"BLOCK": 0, **chunked}
+    numbers |= {"BLOCK": 0, **chunked, "SIZE": _SIZES.tiles[0], "num_warps": _WARPS}
+    untuned = kernel.fn  # A tile holds one trajectory, so that another size would be another order.
     block = min(most, triton.next_power_of_2(grid[0]))
     with torch.cuda.device_of(like):
-        kernel[grid](*tensors, sums, products, None, *shape, **numbers, PHASE=SUMMARY.value)
+        untuned[grid](*tensors, sums, products, None, *shape, **numbers, PHASE=SUMMARY.value)
         carries_kernel[(count,)](sums, products, carries, *shape, REVERSE=reverse, BLOCK=block, **chunked, **LAUNCH)
-        kernel[grid](*tensors, None, None, carries, *shape, **numbers, PHASE=REST.value)
+        untuned[grid](*tensors, None, None, carries, *shape, **numbers, PHASE=REST.value)
 
 
 def recurrence(values: Tensor, coefficients: Tensor | float, offsets: Tensor | None, reverse: bool) -> Tensor:

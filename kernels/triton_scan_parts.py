@@ -40,10 +40,10 @@ def part(
 ):
     """What this program takes: trajectories (ROWS,), their start and stop, of them steps begin to end, and the carry."""
     if PHASE == WHOLE:
-        n, start, stop = spans(offsets, steps, horizon, count, program(0) * ROWS, ROWS)
+        n, start, stop = spans(offsets, steps, horizon, count, program() * ROWS, ROWS)
         return n, start, stop, start, stop, tl.zeros((ROWS,), dtype)
     else:
-        chunk = program(0)
+        chunk = program()
         if PHASE == REST:
             # The other way round: what was read last may still be in the cache.
             chunk = tl.num_programs(0) - 1 - chunk
@@ -66,17 +66,42 @@ def part(
 
 
 @triton.jit
+def _smallest(dtype: tl.constexpr):
+    """The smallest positive number. A product of coefficients that is below it, none of them 0, becomes this, so that it
+    takes an infinity to an infinity, as its factors would one after another, and what is finite to next to nothing."""
+    return tl.full((), 1.401298464324817e-45 if dtype == tl.float32 else 5e-324, dtype)
+
+
+@triton.jit
+def _product(c, c_next):
+    """c · c_next of numbers in [0, 1]."""
+    return tl.maximum(c * c_next, tl.minimum(tl.minimum(c, c_next), _smallest(c.dtype)))
+
+
+@triton.jit
+def _product_within_range(c, c_next):
+    """c · c_next, held in the range of numbers: where it meets a carry or a c of 0, the recurrence has no NaN.
+
+    The smallest number stays what it is: factors that follow would not bring back what was lost, either.
+    """
+    largest = 3.4028234663852886e38 if c.dtype == tl.float32 else 1.7976931348623157e308
+    product = tl.maximum(c * c_next, -largest, propagate_nan=tl.PropagateNan.ALL)
+    product = tl.minimum(product, largest, propagate_nan=tl.PropagateNan.ALL)
+    smallest = _smallest(c.dtype)
+    lower = tl.minimum(tl.abs(c), tl.abs(c_next), propagate_nan=tl.PropagateNan.ALL)
+    lost = (lower > 0) & ((lower <= smallest) | (product == 0))
+    return tl.where(lost, tl.where((c < 0) != (c_next < 0), -smallest, smallest), product)
+
+
+@triton.jit
 def _then(c, y, c_next, y_next):
     """Two stretches of a recurrence as one: y = y_next + c_next · (y + c · y before)."""
-    return c * c_next, y_next + c_next * y
+    return _product(c, c_next), y_next + c_next * y
 
 
 @triton.jit
 def _then_within_range(c, y, c_next, y_next):
-    """`_then`, the product held in the range of numbers: where it meets a carry or a c of 0, the recurrence has no NaN."""
-    largest = 3.4028234663852886e38 if c.dtype == tl.float32 else 1.7976931348623157e308
-    product = tl.maximum(c * c_next, -largest, propagate_nan=tl.PropagateNan.ALL)
-    return tl.minimum(product, largest, propagate_nan=tl.PropagateNan.ALL), y_next + c_next * y
+    return _product_within_range(c, c_next), y_next + c_next * y
 
 
 @triton.jit
@@ -116,7 +141,7 @@ def _mirrored(x, VECTOR: tl.constexpr):
 def scan(c, x, carry, product, REVERSE: tl.constexpr, BOUNDED: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr):
     """y of a block (ROWS, BLOCK) of pairs c, x, from `carry` (ROWS,); the next carry, and `product` times all c.
 
-    BOUNDED: no |c| is above 1.
+    BOUNDED: every c is in [0, 1].
     """
     if REVERSE:
         c, x = _mirrored(c, VECTOR), _mirrored(x, VECTOR)
@@ -126,7 +151,8 @@ def scan(c, x, carry, product, REVERSE: tl.constexpr, BOUNDED: tl.constexpr, VEC
         c, x = tl.associative_scan((c, x), 1, _then_within_range)
     y = x + c * carry[:, None]
     last = tl.arange(0, BLOCK)[None, :] == BLOCK - 1
-    carry, product = tl.sum(tl.where(last, y, 0), 1), product * tl.sum(tl.where(last, c, 0), 1)
+    carry = tl.sum(tl.where(last, y, 0), 1)
+    product = _product_within_range(product, tl.sum(tl.where(last, c, 0), 1))
     if REVERSE:
         y = _mirrored(y, VECTOR)
     return y, carry, product
@@ -135,6 +161,6 @@ def scan(c, x, carry, product, REVERSE: tl.constexpr, BOUNDED: tl.constexpr, VEC
 @triton.jit
 def summarise(sums, products, carry, product, ROWS: tl.constexpr):
     """Write what a chunk makes of a carry: carry + product · it."""
-    here = program(0) + tl.arange(0, ROWS)
+    here = program() + tl.arange(0, ROWS)
     tl.store(sums + here, carry)
     tl.store(products + here, product)

@@ -12,25 +12,36 @@ constexpr std::int64_t kParallelElements = std::int64_t{1} << 15;
 constexpr int kMaxParts = 256;
 // Elements whose sum is taken in T; the sums of blocks are added in double precision.
 constexpr std::int64_t kBlock = 512;
-// Sums of float terms beyond this are taken again in double precision, where single terms do not overflow.
+// Sums of float terms beyond this, with weights or without, are taken again in double precision, where single terms
+// do not overflow. What is below bounds their derivatives, too, which exceed a large term by small factors only.
 constexpr double kFloatTrusted = 1e30;
 
 enum class Output { kNone, kValue, kFirst, kSecond };
 
-// Up to kBlock elements: returns Σ wᵢ gᵢ (for kNone and kFirst) and writes what `kOutput` says, times
+// Σ wᵢ gᵢ and Σ gᵢ.
+struct Sums {
+    double weighted = 0, plain = 0;
+
+    void operator+=(const Sums& other) {
+        weighted += other.weighted;
+        plain += other.plain;
+    }
+};
+
+// Up to kBlock elements: returns their sums (for kNone and kFirst) and writes what `kOutput` says, times
 // scale·wᵢ.
 template <typename T>
-using Block = double (*)(const T* x, int count, const T* weights, bool flipped, T alpha, T scale, T* out);
+using Block = Sums (*)(const T* x, int count, const T* weights, bool flipped, T alpha, T scale, T* out);
 
 template <Divergence kF, bool kOverRatio, Output kOutput, typename T>
-double block(const T* x, int count, const T* weights, bool flipped, T alpha, T scale, T* out) {
+Sums block(const T* x, int count, const T* weights, bool flipped, T alpha, T scale, T* out) {
     using V = Vec<T>;
     constexpr int kWidth = V::kWidth;
     // The last elements, where they are fewer than a vector has lanes, take the same way by these. The other
     // lanes are at a ratio of 1, where every f is 0.
     T last_x[kWidth] = {}, last_weights[kWidth] = {}, last_out[kWidth];
     const V scales(scale);
-    V total(T(0));
+    V total(T(0)), plain(T(0));
     for (int i = 0; i < count; i += kWidth) {
         const T* from = x + i;
         const T* weigh = weights == nullptr ? nullptr : weights + i;
@@ -51,6 +62,7 @@ double block(const T* x, int count, const T* weights, bool flipped, T alpha, T s
         if constexpr (kOutput == Output::kSecond) result = jet.second;
         if (weights != nullptr) {
             const V w = V::load(weigh);
+            if constexpr (kOutput == Output::kNone || kOutput == Output::kFirst) plain += value;
             value = value * w;
             result = result * w;
         }
@@ -60,7 +72,8 @@ double block(const T* x, int count, const T* weights, bool flipped, T alpha, T s
     if constexpr (kOutput != Output::kNone) {
         for (int k = 0; k < count % kWidth; ++k) out[count - count % kWidth + k] = last_out[k];
     }
-    return static_cast<double>(total.sum());
+    const double weighted = static_cast<double>(total.sum());
+    return {weighted, weights == nullptr ? weighted : static_cast<double>(plain.sum())};
 }
 
 template <Divergence kF, bool kOverRatio, typename T>
@@ -116,8 +129,8 @@ struct Terms {
           scale(static_cast<C>(output == Output::kFirst && term.flipped ? -gradient_scale : gradient_scale)),
           flipped(term.flipped) {}
 
-    double operator()(const T* x, std::int64_t count, const T* weights, T* out) const {
-        double total = 0;
+    Sums operator()(const T* x, std::int64_t count, const T* weights, T* out) const {
+        Sums total;
         for (std::int64_t i = 0; i < count; i += kBlock) {
             const int size = static_cast<int>(count - i < kBlock ? count - i : kBlock);
             total += one_block(x + i, size, weights == nullptr ? nullptr : weights + i,
@@ -126,7 +139,7 @@ struct Terms {
         return total;
     }
 
-    double one_block(const T* x, int count, const T* weights, T* out) const {
+    Sums one_block(const T* x, int count, const T* weights, T* out) const {
         if constexpr (sizeof(T) == sizeof(C)) {
             return compute(x, count, weights, flipped, alpha, scale, out);
         } else {
@@ -135,8 +148,8 @@ struct Terms {
                 wide_x[i] = x[i];
                 if (weights != nullptr) wide_weights[i] = weights[i];
             }
-            const double total = compute(wide_x, count, weights == nullptr ? nullptr : wide_weights, flipped,
-                                         alpha, scale, wide_out);
+            const Sums total = compute(wide_x, count, weights == nullptr ? nullptr : wide_weights, flipped,
+                                       alpha, scale, wide_out);
             if (out != nullptr) {
                 for (int i = 0; i < count; ++i) out[i] = static_cast<T>(wide_out[i]);
             }
@@ -205,13 +218,18 @@ void fill(T* out, std::int64_t count, T value, const T* end) {
     for (; i < count; ++i) out[i] = value;
 }
 
+// What a sample counts, but for its weight.
+template <typename T>
+double each_weighs(const T* weights, std::int64_t samples) {
+    return weights == nullptr ? 1.0 / static_cast<double>(samples) : 1.0;
+}
+
 template <typename T, typename C>
-double sum_in(const T* log_ratio, std::int64_t count, const T* weights, const DivergenceTerm& term,
-              [[maybe_unused]] int num_threads, T* gradient) {
-    const double each = weights == nullptr ? 1.0 / static_cast<double>(count) : 1.0;
+Sums sum_in(const T* log_ratio, std::int64_t count, const T* weights, const DivergenceTerm& term, double each,
+            [[maybe_unused]] int num_threads, T* gradient) {
     const Terms<T, C> terms(term, gradient == nullptr ? Output::kNone : Output::kFirst, each);
     const int parts = num_parts(count, num_threads);
-    double totals[kMaxParts];
+    Sums totals[kMaxParts];
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static) num_threads(parts) if (parts > 1)
 #endif
@@ -220,20 +238,19 @@ double sum_in(const T* log_ratio, std::int64_t count, const T* weights, const Di
         totals[part] = terms(log_ratio + first, last - first, weights == nullptr ? nullptr : weights + first,
                              gradient == nullptr ? nullptr : gradient + first);
     }
-    double total = 0;
+    Sums total;
     for (int part = 0; part < parts; ++part) total += totals[part];
-    return total * each;
+    return total;
 }
 
 template <typename T, typename C>
-double sum_of_trajectories_in(const T* log_ratio, const std::int64_t* offsets, std::int64_t num_trajectories,
-                              const T* weights, const DivergenceTerm& term, [[maybe_unused]] int num_threads,
-                              T* gradient) {
-    const double each = weights == nullptr ? 1.0 / static_cast<double>(num_trajectories) : 1.0;
+Sums sum_of_trajectories_in(const T* log_ratio, const std::int64_t* offsets, std::int64_t num_trajectories,
+                            const T* weights, const DivergenceTerm& term, double each,
+                            [[maybe_unused]] int num_threads, T* gradient) {
     const Terms<T, C> terms(term, gradient == nullptr ? Output::kNone : Output::kFirst, each);
     const std::int64_t count = offsets[num_trajectories];
     const int parts = num_parts(count, num_threads);
-    double totals[kMaxParts];
+    Sums totals[kMaxParts];
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static) num_threads(parts) if (parts > 1)
 #endif
@@ -244,7 +261,7 @@ double sum_of_trajectories_in(const T* log_ratio, const std::int64_t* offsets, s
             part + 1 == parts ? num_trajectories
                               : trajectory_at(offsets, num_trajectories, part_start(count, part + 1, parts));
         T sums[kBlock], slopes[kBlock];
-        double total = 0;
+        Sums total;
         for (std::int64_t begin = first; begin < last; begin += kBlock) {
             const int size = static_cast<int>(last - begin < kBlock ? last - begin : kBlock);
             for (int i = 0; i < size; ++i) {
@@ -261,14 +278,15 @@ double sum_of_trajectories_in(const T* log_ratio, const std::int64_t* offsets, s
         }
         totals[part] = total;
     }
-    double total = 0;
+    Sums total;
     for (int part = 0; part < parts; ++part) total += totals[part];
-    return total * each;
+    return total;
 }
 
 template <typename T>
-bool is_trusted(double total) {
-    return sizeof(T) == sizeof(double) || __builtin_fabs(total) < kFloatTrusted;
+bool is_trusted(const Sums& total) {
+    return sizeof(T) == sizeof(double) ||
+           (__builtin_fabs(total.weighted) < kFloatTrusted && __builtin_fabs(total.plain) < kFloatTrusted);
 }
 
 }  // namespace
@@ -276,20 +294,26 @@ bool is_trusted(double total) {
 template <typename T>
 double divergence_sum(const T* log_ratio, std::int64_t count, const T* weights, const DivergenceTerm& term,
                       int num_threads, T* gradient) {
-    const double total = sum_in<T, T>(log_ratio, count, weights, term, num_threads, gradient);
-    return is_trusted<T>(total) ? total
-                                : sum_in<T, double>(log_ratio, count, weights, term, num_threads, gradient);
+    const double each = each_weighs(weights, count);
+    Sums total = sum_in<T, T>(log_ratio, count, weights, term, each, num_threads, gradient);
+    if (!is_trusted<T>(total)) {
+        total = sum_in<T, double>(log_ratio, count, weights, term, each, num_threads, gradient);
+    }
+    return total.weighted * each;
 }
 
 template <typename T>
 double divergence_sum_of_trajectories(const T* log_ratio, const std::int64_t* offsets,
                                       std::int64_t num_trajectories, const T* weights,
                                       const DivergenceTerm& term, int num_threads, T* gradient) {
-    const double total = sum_of_trajectories_in<T, T>(log_ratio, offsets, num_trajectories, weights, term,
-                                                      num_threads, gradient);
-    return is_trusted<T>(total) ? total
-                                : sum_of_trajectories_in<T, double>(log_ratio, offsets, num_trajectories,
-                                                                    weights, term, num_threads, gradient);
+    const double each = each_weighs(weights, num_trajectories);
+    Sums total = sum_of_trajectories_in<T, T>(log_ratio, offsets, num_trajectories, weights, term, each,
+                                              num_threads, gradient);
+    if (!is_trusted<T>(total)) {
+        total = sum_of_trajectories_in<T, double>(log_ratio, offsets, num_trajectories, weights, term, each,
+                                                  num_threads, gradient);
+    }
+    return total.weighted * each;
 }
 
 template <typename T>

@@ -90,15 +90,28 @@ def kernels_of(module: ModuleType) -> dict[str, Any]:
 
 def compile_error(function: Any, build: Build, capability: int) -> str | None:
     """What the compiler says against `build` of a kernel, or None."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     names = function.arg_names
     if unknown := [name for name in (*build.types, *build.constants) if name not in names]:
         return f"it has no argument {', '.join(unknown)}"
     if missing := [name for name in names if name not in build.types and name not in build.constants]:
         return f"nothing is said of its argument {', '.join(missing)}"
+    try:
+        cubin = compiled(function, build, capability).asm["cubin"]
+    except Exception as error:  # whatever a compiler may raise
+        causes = [error]
+        while (cause := causes[-1].__cause__) is not None:
+            causes.append(cause)
+        return " because of ".join(f"{type(cause).__name__}: {cause}" for cause in causes)
+    return spills(cubin)
+
+
+def compiled(function: Any, build: Build, capability: int) -> Any:
+    """What the compiler makes of `build` of a kernel."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = function.arg_names
     signature = {name: "constexpr" if name in build.constants else build.types[name] for name in names}
     pointers = [number for number, name in enumerate(names) if signature[name].startswith("*")]
     source = ASTSource(
@@ -108,14 +121,7 @@ def compile_error(function: Any, build: Build, capability: int) -> str | None:
         attrs={(number,): [["tt.divisibility", 16]] for number in pointers},
     )
     options = {"num_warps": build.num_warps, "enable_fp_fusion": True}
-    try:
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    except Exception as error:  # whatever a compiler may raise
-        causes = [error]
-        while (cause := causes[-1].__cause__) is not None:
-            causes.append(cause)
-        return " because of ".join(f"{type(cause).__name__}: {cause}" for cause in causes)
-    return spills(compiled.asm["cubin"])
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def spills(cubin: bytes) -> str | None:

@@ -1,5 +1,7 @@
 """Every Triton kernel compiles for sm_80 and sm_90 without spilling registers; and what checks that sees what is wrong."""
 
+import re
+
 import pytest
 
 pytest.importorskip("triton")
@@ -10,6 +12,65 @@ from tests.kernels import offline
 def test_kernels_compile(module):
     done = offline.python_that_compiles("-m", "tests.kernels.offline", module)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", offline.modules())
+def test_grids_are_of_one_dimension(module):
+    """In the second and third a GPU takes no more than 65535 programs, which an interpreter does not tell."""
+    source = (offline.ROOT / "kernels" / f"{module}.py").read_text()
+    assert set(re.findall(r"\b(?:program|program_id|num_programs)\((.*?)\)", source)) <= {"", "0"}
+
+
+ORDERS = """
+import importlib, re
+from dataclasses import replace
+from tests.kernels.offline import builds_of, compiled
+
+def along(axis, layout):
+    if "blocked" in layout:
+        return [re.search(name + r" = \\[(.*?)\\]", layout)[1].split(", ")[axis] for name in ("Thread", "PerWarp", "PerCTA")]
+    bases = re.findall(r"(register|lane|warp) = \\[(.*?\\])?\\]", layout)
+    places = [(name, [base.split(", ")[axis] for base in re.findall(r"\\[(.*?)\\]", found)]) for name, found in bases]
+    return [(name, [place for place in found if place != "0"]) for name, found in places]
+
+def order(function, build):
+    text = compiled(function, build, 90).asm["ttgir"]
+    layouts = dict(re.findall(r"^(#\\w+) = (.*)$", text, re.M))
+    found = []
+    for axis, operand in re.findall(r'"tt.(?:reduce|scan)".*?axis = (\\d).*?\\}\\) : \\(tensor<(.*?)>', text, re.S):
+        shape, name = operand.split(", ", 1)
+        *lengths, element = shape.split("x")
+        if element in ("f32", "f64"):
+            axis, length = int(axis), lengths[int(axis)]
+            if within := re.search(r"slice<{dim = (\\d), parent = (#\\w+)", name):
+                axis, name = axis + (axis >= int(within[1])), within[2]
+            found.append((length, along(axis, layouts[name])))
+    return found
+
+for module in ("triton_scan", "triton_preference"):
+    kernels = vars(importlib.import_module("parl_core.kernels." + module))
+    for name, kernel in kernels.items():
+        if type(kernel).__name__ != "Autotuner":
+            continue
+        for number, build in enumerate(builds_of(module)[name]):
+            if build.constants.get("PHASE") or {"*fp16", "*fp64"} & set(build.types.values()):
+                continue  # chunks are not tuned; single precision and bfloat16 speak for the others
+            orders = [
+                order(kernel.fn, replace(build, constants={**build.constants, **config.kwargs}, num_warps=config.num_warps))
+                for config in kernel.configs
+            ]
+            print(module, name, number, len(orders), len(orders[0]), all(one == orders[0] for one in orders))
+"""
+
+
+def test_what_is_tuned_leaves_the_order_of_operations_alone(tmp_path):
+    """Sums and scans of floats, by which threads hold which elements along their axis: bits must not depend on timing."""
+    (tmp_path / "script.py").write_text(ORDERS)
+    done = offline.python_that_compiles(str(tmp_path / "script.py"))
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr
+    assert {line[1] for line in lines if int(line[4])} >= {"recurrence_kernel", "preference_kernel"}
+    assert not [line for line in lines if line[5] != "True" or int(line[3]) < 2]
 
 
 KERNELS = """

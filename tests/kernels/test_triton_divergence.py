@@ -231,6 +231,16 @@ class TestBeyondSinglePrecision:
         x[3 * length : 4 * length] = 89.5 / length
         check(x, offsets_of([length] * 7), torch.full((7,), 1e-4), self.WHICH, rtol=2e-5)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+    @pytest.mark.parametrize("lengths", [None, [1, 1], [2, 3]], ids=str)
+    def test_where_only_derivatives_overflow(self, lengths, dtype):
+        """(e^r − 1)² of 44.25 is in the range of numbers, its derivatives are not; their weighted ones are."""
+        samples = torch.tensor([44.25, 0.125], dtype=dtype)
+        x = samples if lengths is None else (samples / torch.tensor(lengths)).repeat_interleave(torch.tensor(lengths))
+        offsets = None if lengths is None else offsets_of(lengths)
+        weights = torch.tensor([1e-10, 1.0], dtype=dtype)
+        check(x.to(dtype), offsets, weights, term("chi_squared"), rtol=2e-5 if dtype == torch.float32 else None)
+
     def test_where_the_sum_itself_is_infinite(self):
         value, gradient = torch.zeros((), device=DEVICE), torch.zeros(10, device=DEVICE)
         x = torch.full((10,), 89.5, device=DEVICE)

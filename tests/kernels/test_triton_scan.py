@@ -4,6 +4,7 @@ What all backends have in common is tested in tests/ops, in this one as well.
 """
 
 import importlib
+import math
 
 import pytest
 import torch
@@ -127,6 +128,45 @@ def test_products_in_chunks_may_leave_the_range(device, at):
         expected = torch.zeros_like(x)
         expected[at], expected[after] = 1.0, 1e20
         assert torch.equal(triton_scan.recurrence(x.to(device), c.to(device), None, reverse).cpu(), expected)
+
+
+@pytest.mark.parametrize("steps", [3 * BLOCK, SIZES.long - 1, 10 * SIZES.long], ids=["blocks", "whole", "chunks"])
+@pytest.mark.parametrize("coefficient", [0.5, 1e-30, -0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_infinity_goes_to_the_end(device, steps, coefficient, dtype):
+    """Products of many c are below the smallest number, but times an infinity an infinity, as one after another."""
+    x = torch.zeros(steps, dtype=dtype)
+    x[0] = math.inf
+    c = torch.full_like(x, coefficient)
+    signs = torch.full_like(x, coefficient).sign().cumprod(0) * math.copysign(1.0, coefficient)
+    for coefficients in (c.to(device), coefficient)[: 1 if coefficient < 0 else 2]:
+        found = triton_scan.recurrence(x.to(device), coefficients, None, False)
+        assert torch.equal(found.cpu(), signs * math.inf)
+    if coefficient > 0:
+        zero = torch.zeros_like(x).to(device)
+        found = triton_scan.lambda_returns(x.flip(0).to(device), zero, None, None, coefficient, 1.0, False)
+        assert (found == math.inf).all()
+
+
+def test_what_has_faded_stays_so(device):
+    """10²⁰ fades by 3000 factors of ½, and as many of 2, whose product overflows, do not bring it back."""
+    c = torch.cat([torch.full((3000,), 0.5), torch.full((3000,), 2.0)])
+    x = torch.zeros(6000)
+    x[0] = 1e20
+    found = triton_scan.recurrence(x.to(device), c.to(device), None, False).cpu()
+    assert (found[3000:].abs() < 1e-20).all()
+    c[2500] = 0.0
+    x[0] = 1.0
+    assert (triton_scan.recurrence(x.to(device), c.to(device), None, False).cpu()[2501:] == 0).all()
+
+
+def test_what_has_faded_within_a_block_stays_so(device):
+    x, c = torch.zeros(2 * BLOCK), torch.ones(2 * BLOCK)
+    x[0] = 1.0
+    c[BLOCK + 8 : BLOCK + 16], c[BLOCK + 16 : BLOCK + 24] = 1e-30, 1e30
+    found = triton_scan.recurrence(x.to(device), c.to(device), None, False).cpu()
+    assert (found[: BLOCK + 9] == 1).all()
+    assert (found[BLOCK + 11 :].abs() < 1e-40).all()
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -219,6 +219,17 @@ class TestExtremes:
         assert gradient[17].item() == pytest.approx(89.5e-4 * math.exp(89.5), rel=1e-5)
         assert gradient[18].item() == 0.0
 
+    def test_a_weight_makes_a_gradient_finite_where_the_term_is(self, backend):
+        """(e^44.2 − 1)² is in the range of float32, its derivative is not; a ten-billionth of that is."""
+        x, weights = torch.tensor([44.2, 0.1]), torch.tensor([1e-10, 1.0])
+        expected = torch.empty(2, dtype=torch.float64)
+        term = case_term("chi_squared", "q", False)
+        _SUM.kernel("reference")(x.double(), None, weights.double(), term, expected)
+        for offsets in (None, torch.tensor([0, 1, 2])):
+            gradient = torch.full_like(x, math.nan)
+            _SUM.kernel(backend)(x, offsets, weights, term, gradient)
+            torch.testing.assert_close(gradient.double(), expected, rtol=2e-5, atol=0.0)
+
     @NAMES
     def test_nan_stays_nan(self, backend, name):
         for sampled_from, on_policy in MODES:

@@ -40,12 +40,11 @@ for _element, _group, _every in (
         for _rows, _block, _warps in ((1, 8192, 32), (32 if _element == "fp64" else 64, 64, 8)):
             _constants = {**_asked, "ROWS": _rows, "BLOCK": _block}
             _add("_short_rows_kernel", f"{_ROWS} num_rows num_columns", _element, _constants, _warps)
-        for _lanes, _warps in ((512, 8), (512, 16), (1024, 32)):
-            _constants = {**_asked, "GROUP": _group, "LANES": _lanes}
-            _add("_long_row_kernel", f"{_ROWS} num_columns", _element, _constants, _warps)
-            if _asked in (_VALUE, _FISHER):
-                _constants = {name: value for name, value in _constants.items() if name.isupper() or "tangent" in name}
-                _add("_part_kernel", _PARTS, _element, _constants, _warps)
+        _constants = {**_asked, "GROUP": _group, "LANES": 512}
+        _add("_long_row_kernel", f"{_ROWS} num_columns", _element, _constants, 8)
+        if _asked in (_VALUE, _FISHER):
+            _constants = {name: value for name, value in _constants.items() if name.isupper() or "tangent" in name}
+            _add("_part_kernel", _PARTS, _element, _constants, 8)
         _constants = {**_asked, "PARTS": 64, "BLOCK": 4096}
         _add("_merge_kernel", f"{_ROWS} sums parts num_columns blocks", _element, _constants, 8)
     for _left_out, _rows, _block in (({}, 1, 4096), ({"actions": None}, 64, 64)):

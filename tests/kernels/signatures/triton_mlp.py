@@ -18,7 +18,7 @@ BUILDS = {
             {name: f"*{element}" for name in names if name not in left_out} | {"count": "i32"},
             {**dict.fromkeys(left_out), "KIND": kind, "BLOCK": 1024},
         )
-        for element in ("fp32", "fp64")
+        for element in ("fp32", "fp64", "bf16")
         for kind in ("tanh", "relu", "silu")
         for left_out in _LEFT_OUT[kernel]
     ]

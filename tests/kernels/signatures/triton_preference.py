@@ -10,6 +10,7 @@ def sizes(size, block):
 LOSS_NUMBERS = ("first_steps", "first_length", "second_steps", "second_length", "label_stride", "pairs")
 CASES = [
     ("fp32", True, 1 << 13, 16),
+    ("fp32", True, 1 << 12, 1024),
     ("fp64", True, 1 << 13, 512),
     ("bf16", False, 1 << 12, 64),
     ("fp16", True, 1 << 13, 64),

@@ -10,7 +10,7 @@ def builds(tensors, optional, numbers, constants, reverse=True):
     """Of one kernel, whose tensors `optional` may be left out."""
     numbers = dict.fromkeys(numbers, "fp64") | SHAPE | {"scale": "i32"}
 
-    def build(dtype, phase, *, ragged, size=1 << 13, block=512, numbers_of=256, num_warps=4):
+    def build(dtype, phase, *, ragged, size=1 << 13, block=512, numbers_of=256):
         present = (*tensors, *optional) if ragged else tensors
         accumulated = "*fp64" if dtype == "fp64" else "*fp32"
         workspace = {WHOLE: (), SUMMARY: ("sums", "products"), REST: ("carries",)}[phase]
@@ -19,16 +19,14 @@ def builds(tensors, optional, numbers, constants, reverse=True):
             types["offsets"] = "*i64"
         absent = {*optional, "sums", "products", "carries", "offsets"} - types.keys()
         sizes = {"BLOCK": block, "SIZE": size, "CHUNK": 1 << 13, "NUMBERS": numbers_of}
-        return Build(
-            types, {**dict.fromkeys(absent), **sizes, "PHASE": phase, "REVERSE": reverse, **constants}, num_warps
-        )
+        return Build(types, {**dict.fromkeys(absent), **sizes, "PHASE": phase, "REVERSE": reverse, **constants})
 
     return [
         build("fp32", WHOLE, ragged=True, block=16),
-        build("fp32", WHOLE, ragged=False, size=1 << 12, num_warps=8),
+        build("fp32", WHOLE, ragged=False, size=1 << 12),
         build("fp64", WHOLE, ragged=True, size=1 << 12),
         build("bf16", WHOLE, ragged=True, size=1 << 12),
-        build("fp16", WHOLE, ragged=False, num_warps=8),
+        build("fp16", WHOLE, ragged=False),
         build("fp32", SUMMARY, ragged=True),
         build("fp32", REST, ragged=False, numbers_of=1),
         build("fp64", REST, ragged=True, size=1 << 12),
