@@ -18,6 +18,8 @@ PASSED, FAILED, INCOMPLETE = 0, 1, 2
 
 _TESTS_SHARE = 0.5
 """Of what is left after the build, the most that the tests take."""
+_NO_RANK = 9
+"""Of tests that no contest is about."""
 _LAST = 10.0
 """Seconds kept for the report."""
 
@@ -132,10 +134,13 @@ def _run(given: argparse.Namespace, began: float) -> int:
             print(f"  {failure}", flush=True)
 
     cases = [case for case in all_cases(tiny=given.dry) if given.only in case.id]
-    files = tests.gpu_test_files(dry=given.dry)
+    files = all_files = tests.gpu_test_files(dry=given.dry)
     if given.only:
-        parts = {part for case in cases for part in case.tests}
-        files = [file for file in files if any(part in Path(file).name for part in parts)]
+        files = [file for file in files if any(tests.is_about(file, case.tests) for case in cases)]
+    # What the first contests need comes first.
+    files = sorted(
+        files, key=lambda file: min((case.rank for case in cases if tests.is_about(file, case.tests)), default=_NO_RANK)
+    )
     print(f"Tests: {len(files)} files", flush=True)
     preparing = [] if given.dry else contests.start_preparing(cases, store.folder / "prepare.log", 3)
     now = time.monotonic()
@@ -153,7 +158,9 @@ def _run(given: argparse.Namespace, began: float) -> int:
     print(f"Contests: {len(cases)}", flush=True)
     found = contests.run_cases(cases, withheld, store, end, _say, dry=given.dry)
 
-    environment = {**machine.describe(), **floors, "sources": sources}
+    tested = {**tests.known(all_files, store), **outcomes}
+    untested = [case.id for case in all_cases(tiny=given.dry) if tests.untested(all_files, tested, case.tests)]
+    environment = {**machine.describe(), **floors, "sources": sources, "untested": untested}
     held = _contests(found, cases)
     everything = {case.id: store.read(f"case {case.id}") or {} for case in all_cases(tiny=given.dry)}
     written = report.write(given.results, environment, _contests({**everything, **found}, all_cases(tiny=given.dry)))
@@ -165,7 +172,7 @@ def _run(given: argparse.Namespace, began: float) -> int:
     missing += [case.id for case in cases if case.id not in found]
 
     print()
-    for line in [*report.machine_lines(environment), "", report.table(cases, held)]:
+    for line in [*report.machine_lines(environment), "", report.table(cases, held, environment["untested"])]:
         print(line)
     _summary(outcomes, problems, report.broken(held, ours=False), missing, written)
     return FAILED if problems else INCOMPLETE if missing else PASSED

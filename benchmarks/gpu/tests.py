@@ -69,10 +69,7 @@ def run_tests(
         until: of `time.monotonic`; files that are not over by then count as not run.
         timeout: seconds for a file, after which it has failed.
     """
-    outcomes = {}
-    for file in files:
-        if (known := store.read(f"test {file}")) is not None:
-            outcomes[file] = Outcome(**known)
+    outcomes = known(files, store)
     waiting = [file for file in files if file not in outcomes]
     running: dict[str, tuple[subprocess.Popen[str], float]] = {}
     while waiting or running:
@@ -99,6 +96,12 @@ def run_tests(
             break
         time.sleep(0.05)
     return outcomes
+
+
+def known(files: Sequence[str], store: Store) -> dict[str, Outcome]:
+    """Outcomes of the files that were green before."""
+    stored = {file: store.read(f"test {file}") for file in files}
+    return {file: Outcome(**outcome) for file, outcome in stored.items() if outcome is not None}
 
 
 def describe(outcome: Outcome) -> str:
@@ -157,8 +160,17 @@ def _first_line(text: str | None) -> str:
     return ((text or "").strip().splitlines() or [""])[0][:200]
 
 
+def is_about(file: str, parts: Sequence[str]) -> bool:
+    """Whether the file's name holds one of `parts`."""
+    return any(part in Path(file).name for part in parts)
+
+
 def red(outcomes: dict[str, Outcome], parts: Sequence[str]) -> list[str]:
-    """The red test files whose names hold one of `parts`."""
-    return [
-        file for file, outcome in outcomes.items() if outcome.failed and any(part in Path(file).name for part in parts)
-    ]
+    """The red test files about `parts`."""
+    return [file for file, outcome in outcomes.items() if outcome.failed and is_about(file, parts)]
+
+
+def untested(files: Sequence[str], outcomes: dict[str, Outcome], parts: Sequence[str]) -> list[str]:
+    """The test files about `parts` of which not one test was run, for want of time or of what they need."""
+    idle = [file for file in files if file not in outcomes or not (outcomes[file].passed or outcomes[file].failed)]
+    return [file for file in idle if is_about(file, parts)]

@@ -30,7 +30,7 @@ def run(tmp_path, monkeypatch, capsys):
     """Runs the command; returns its exit status, what it printed, and what it asked for."""
     asked = {}
 
-    def runner(*arguments, found=None, tested=None):
+    def runner(*arguments, found=None, tested=None, files=(FILE,)):
         def run_cases(cases, withheld, store: Store, until, say, *, dry):
             asked.update(cases=[case.id for case in cases], withheld=withheld)
             done = {case.id: outcome(case.id) for case in cases} if found is None else found
@@ -44,7 +44,7 @@ def run(tmp_path, monkeypatch, capsys):
 
         monkeypatch.setattr(command, "_set_environment", lambda work, *, dry: None)
         monkeypatch.setattr(build, "link_kernels", lambda: None)
-        monkeypatch.setattr(tests, "gpu_test_files", lambda *, dry: [FILE])
+        monkeypatch.setattr(tests, "gpu_test_files", lambda *, dry: list(files))
         monkeypatch.setattr(tests, "run_tests", run_tests)
         monkeypatch.setattr(contests, "run_cases", run_cases)
         monkeypatch.setattr(contests, "measure_machine", lambda store, until, *, dry: {"copy_bytes_per_s": 4e12})
@@ -81,7 +81,15 @@ def test_ours_must_be_right_and_peers_are_told(run, ours, expected):
 def test_what_did_not_run_is_named(run):
     status, said, _ = run(found={SUM: outcome(SUM)})
     assert status == command.INCOMPLETE and "Not run, for want of time" in said and f"  {GAE}" in said
-    assert run(tested={})[0] == command.INCOMPLETE
+    status, said, _ = run(tested={})
+    assert status == command.INCOMPLETE and f"| {GAE} | triton, untested |" in said
+    assert f"| {SUM} | triton | 1 ms" in said  # that file is not about sums
+
+
+def test_what_the_first_contests_need_is_tested_first(run):
+    files = ["tests/test_store.py", "tests/kernels/test_triton_preference.py", "tests/hypergrad/test_capture.py"]
+    _, _, asked = run(files=files)
+    assert asked["files"] == files[::-1]
 
 
 def test_a_part_keeps_the_results_of_the_rest(run, tmp_path):

@@ -70,6 +70,12 @@ def test_the_table_tells_bars_and_verdicts():
     assert row.endswith("| 78%: NO; 3×: yes |") and row.count("|") == header.count("|")
 
 
+def test_the_table_marks_what_is_untested():
+    cases = [case(), case(name="other")]
+    assert "| scan gae 3x5 | triton, untested | 2 ms" in report.table(cases, [CALLED, ALONE], ["scan gae 3x5"])
+    assert "untested" not in report.table(cases, [CALLED, ALONE], ["scan other"])
+
+
 def test_a_contest_without_times_tells_why():
     nothing = contest(Entry(name="triton", ours=True, withheld="failed: a|b"))
     assert "triton failed: a/b" in report.table([case()], [nothing])
