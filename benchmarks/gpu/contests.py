@@ -29,7 +29,8 @@ def run_cases(
     timeout: float = _TIMEOUT,
     worker: Sequence[str] = _WORKER,
 ) -> dict[str, dict[str, Any]]:
-    """By the cases' ids {"contests": […]}, or {"why": …} of one that went wrong; one that is missing did not run.
+    """By the cases' ids {"contests": […]}, or {"why": …} of one that went wrong, with the contests before that if there
+    are any; one that is missing did not run.
 
     Args:
         withheld: why a case is not run, by id.
@@ -67,6 +68,7 @@ def _follow(
 ) -> list[str]:
     """Collect a worker's outcomes until it is over; returns what is left to do. It is stopped in any case."""
     left, current = list(waiting), None
+    so_far: dict[str, Any] = {}
     lines = processes.Lines(process)
     # Its start, with all imports, has as long as a case.
     limit = time.monotonic() + timeout
@@ -78,7 +80,9 @@ def _follow(
                 process.wait()
                 break
             if "begin" in message:
-                current, limit = message["begin"], time.monotonic() + timeout
+                current, limit, so_far = message["begin"], time.monotonic() + timeout, {}
+            elif "so_far" in message:
+                so_far = {"contests": message["contests"]}
             elif "case" in message:
                 current = None
                 _keep(message, found, store, say)
@@ -93,7 +97,7 @@ def _follow(
         why = (
             f"it was not over after {timeout:.0f} s" if over else f"its process ended with status {process.returncode}"
         )
-        _keep({"case": current, "why": why}, found, store, say)
+        _keep({"case": current, **so_far, "why": why}, found, store, say)
         left.remove(current)
     return left
 

@@ -21,6 +21,10 @@ class Absent(Exception):
     """A contestant that does not exist here, such as an op without this backend; the message says why. It is no failure."""
 
 
+class Unrecordable(Absent):
+    """A contestant that no CUDA graph can hold: no failure of a peer's, but one of a kernel's."""
+
+
 def against(reference: Any, rtol: float, *, blocks: Sequence[int] | None = None) -> Check:
     """The check that compares with `reference`, best computed in float64.
 

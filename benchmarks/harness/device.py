@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .answers import Absent
+from .answers import Absent, Unrecordable
 from .clock import wait_for
 
 Run = Callable[[], Any]
@@ -48,7 +48,7 @@ class Clock(Protocol):
         """The function as `on_device` times it; called, it computes once and returns the answer.
 
         Raises:
-            Absent: it cannot be recorded.
+            Absent: it cannot be recorded; `Unrecordable` where that was tried.
         """
 
     def on_device(self, run: Run) -> float:
@@ -166,7 +166,7 @@ class _Recording:
         except Exception as error:
             clock.broken = True
             torch.cuda.synchronize()
-            raise Absent(f"no CUDA graph can hold it ({type(error).__name__}: {_first_line(error)})") from error
+            raise Unrecordable(f"no CUDA graph can hold it ({type(error).__name__}: {_first_line(error)})") from error
 
     def __call__(self) -> Any:
         self._once.replay()

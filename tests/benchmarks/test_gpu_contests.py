@@ -22,6 +22,8 @@ for name in sys.argv[2:]:
     print("a library says something")
     print(json.dumps(3))
     print(json.dumps({"begin": name}), flush=True)
+    if "late" in name:
+        print(json.dumps({"so_far": name, "contests": ["called"]}), flush=True)
     if "dies" in name:
         os.kill(os.getpid(), signal.SIGSEGV)
     if "hangs" in name:
@@ -74,6 +76,16 @@ def test_what_dies_fails_and_the_rest_goes_on(run):
     assert found["dies"] == {"why": "its process ended with status -11"}
     assert found["raises"] == {"why": "ValueError: no"}
     assert [name for name, outcome in found.items() if "contests" in outcome] == ["a", "breaks the device", "b"]
+
+
+def test_what_breaks_the_second_half_leaves_the_first(run):
+    """It is told, kept, and not tried again; and no other case has it."""
+    found, _, _ = run("dies late", "hangs late", "dies", timeout=3.0)
+    assert found["dies late"] == {"contests": ["called"], "why": "its process ended with status -11"}
+    assert found["hangs late"] == {"contests": ["called"], "why": "it was not over after 3 s"}
+    assert "contests" not in found["dies"]
+    again, begun, _ = run("dies late", "hangs late")
+    assert again == {name: found[name] for name in again} and begun == []
 
 
 def test_what_hangs_is_stopped(run):
