@@ -118,7 +118,7 @@ def _start(file: str, store: Store) -> subprocess.Popen[str]:
     report = _report(file, store)
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", file, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    return processes.start(command, report.with_suffix(".log"))
+    return processes.start(command, report.with_suffix(".log"), PARL_TRITON_UNTUNED="1")
 
 
 def _report(file: str, store: Store) -> Path:
