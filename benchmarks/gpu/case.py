@@ -95,13 +95,18 @@ class Case:
     """The op whose choice of a backend it informs, as the registry names it."""
     size: int | None = None
     """The elements of the tensor that this choice looks at; None: the op has one rule for all sizes."""
-    rank: int = 1
-    """Lower ones are run first: 0 those with bars, 2 what is only for information."""
+    first: bool = False
+    """Whether it stands for its bar before all others that have the same."""
 
     @property
     def id(self) -> str:
         """One for all cases."""
         return f"{self.topic} {self.name}"
+
+    @property
+    def rank(self) -> int:
+        """Lower ones are run first: one case for each bar, then the others with bars, then those without."""
+        return 0 if self.first else 1 if self.bars else 2
 
 
 def best_of_ours(contest: Contest) -> Entry | None:

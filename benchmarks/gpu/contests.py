@@ -14,7 +14,7 @@ from . import processes
 from .case import Case
 from .store import Store
 
-_TIMEOUT = 120.0
+_TIMEOUT = 45.0
 _WORKER = (sys.executable, "-m", "benchmarks.gpu.worker")
 
 

@@ -51,7 +51,7 @@ def _case(what: str, kind: str, count: int, ragged: bool, tensors: int) -> Case:
         bars=(Bar(0.8, floor=True),) if count >= LARGE and not ragged else (),
         op="f_divergence, second order" if what == "second_order" else "f_divergence",
         size=count,
-        rank=0 if count >= LARGE and kind == "kl" else 1,
+        first=(what, kind, count, ragged) == ("value_and_gradient", "kl", COUNTS[-1], False),
     )
 
 

@@ -21,12 +21,16 @@ from benchmarks.peers.gaussian_mlp import Problem, make_problem, pass_flops
 from parl_core.hypergrad.linearize import linearize
 from parl_core.ops import backend as backend_context
 
-WIDTHS, STEPS = (64, 256, 1024), (250, 1600, 8000)
+SIZES = {
+    "hvp": ((64, 250), (64, 8000), (256, 250), (256, 1600), (256, 8000), (1024, 1600)),
+    **{product: ((64, 1600), (256, 1600), (1024, 1600)) for product in ("jvp", "vjp", "scores")},
+}
+"""Width, steps."""
 TINY = ((6, 20),)
 RTOL = 3e-4  # of float32 sums over up to 8000 steps
 ONE_THETA = "compiled for one θ"
 COMPILED, KEPT = "torch.compile", "double backward, kept graph"
-_BARS = {64: 3.0, 256: 1.5}
+_BARS = {(64, 8000): 3.0, (256, 8000): 1.5}
 _PRODUCTS = {"hvp": (2, 6), "jvp": (1, 2), "vjp": (1, 2), "scores": (2, 3)}
 """Matrix products for the first layer and for every other, given the forward pass; scores include it."""
 
@@ -35,19 +39,17 @@ def cases(tiny: bool) -> list[Case]:
     """HVPs first: they have the bars."""
     found = []
     for product in _PRODUCTS:
-        for width, steps in TINY if tiny else [(h, b) for h in WIDTHS for b in STEPS]:
-            if product == "scores" and not tiny and steps == 250:
-                continue
-            barred = product == "hvp" and steps == max(STEPS) and width in _BARS
+        for width, steps in TINY if tiny else SIZES[product]:
+            barred = product == "hvp" and (width, steps) in _BARS
             found.append(
                 Case(
                     topic="linearization",
                     name=f"{product} h{width}-B{steps}",
                     setup=partial(_setup, product, width, steps),
                     tests=("linearize", "scores"),
-                    bars=(Bar(_BARS[width], peers=(COMPILED, KEPT)),) if barred else (),
+                    bars=(Bar(_BARS[width, steps], peers=(COMPILED, KEPT)),) if barred else (),
                     op="linearize",
-                    rank=0 if barred else 1 if product == "hvp" or steps == 1600 else 2,
+                    first=barred,
                 )
             )
     return found

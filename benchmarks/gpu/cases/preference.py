@@ -29,7 +29,6 @@ def cases(tiny: bool) -> list[Case]:
             bars=(Bar(0.8, floor=True),) if pairs * steps >= 1 << 24 else (),
             op="preference_loss",
             size=pairs * steps,
-            rank=1,
         )
         for pairs, steps in (TINY if tiny else SIZES)
     ]
