@@ -46,7 +46,7 @@ def cases(tiny: bool) -> list[Case]:
                     topic="linearization",
                     name=f"{product} h{width}-B{steps}",
                     setup=partial(_setup, product, width, steps),
-                    tests=("linearize", "scores"),
+                    tests=("linearize",),
                     bars=(Bar(_BARS[width, steps], peers=(COMPILED, KEPT)),) if barred else (),
                     op="linearize",
                     first=barred,

@@ -59,7 +59,7 @@ def cases(tiny: bool) -> list[Case]:
                         topic="scan",
                         name=f"{name} {'ragged ' if ragged else ''}{number}x{steps}",
                         setup=partial(_setup, name, number, steps, ragged),
-                        tests=scan.tests,
+                        tests=(*scan.tests, "configurations"),
                         bars=(Bar(0.8, floor=True),) if large else (),
                         op=scan.op,
                         size=number * steps,

@@ -36,7 +36,7 @@ def cases(tiny: bool) -> list[Case]:
             topic="token_log_prob",
             name=f"{what} {name} {steps}x{vocabulary}",
             setup=partial(_setup, what, dtype, steps, vocabulary),
-            tests=("categorical",),
+            tests=("categorical", "configurations"),
             bars=(Bar(1.3, peers=(EAGER,)),) if what == "hvp" else (),
             op="categorical_log_prob" + _OPS[what],
             size=steps * vocabulary,
