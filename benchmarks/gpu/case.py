@@ -18,6 +18,8 @@ Run = Callable[[], Any]
 Make = Callable[[], Run]
 
 BACKENDS = ("triton", "cuda", "reference")
+KERNELS = ("triton", "cuda", "graph")
+"""What the names of those of ours begin with that count for bars: a reference that is fast reaches none."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,27 @@ class Bar:
     on_device: bool = False
     """Whether the times of the device alone count, and not those of a call."""
 
-    def measured(self, called: Contest, alone: Contest | None) -> float | None:
-        """What is compared with `at_least`; None where something of it was not timed."""
+    def measured(self, called: Contest, alone: Contest | None) -> float | str:
+        """What is compared with `at_least`, of our kernels; or why it was not measured."""
         contest = alone if self.on_device or self.floor else called
-        ours = best_of_ours(contest) if contest else None
-        if contest is None or ours is None or ours.median is None:
-            return None
+        if contest is None:
+            return "no times on the device"
+        ours = best_of_ours(contest, KERNELS)
+        if ours is None or ours.median is None:
+            return "none of our kernels was timed"
         if self.floor:
-            return None if ours.to_floor is None else 1.0 / ours.to_floor
-        if self.peers:
-            times = [entry.median for entry in contest.entries if entry.name in self.peers and entry.median is not None]
-            return min(times) / ours.median if times else None
-        return self.work / ours.median
+            return "no floor" if ours.to_floor is None else 1.0 / ours.to_floor
+        if not self.peers:
+            return self.work / ours.median
+        # The best of them may be the one that is missing.
+        known = {entry.name: entry for entry in contest.entries}
+        times = []
+        for name in self.peers:
+            entry = known.get(name)
+            if entry is None or entry.median is None:
+                return f"{name} {entry.withheld.partition(':')[0] if entry and entry.withheld else 'has no times'}"
+            times.append(entry.median)
+        return min(times) / ours.median
 
     def __str__(self) -> str:
         if self.floor:
@@ -109,9 +120,10 @@ class Case:
         return 0 if self.first else 1 if self.bars else 2
 
 
-def best_of_ours(contest: Contest) -> Entry | None:
-    """By the median; None where none of ours was timed."""
-    timed = [entry for entry in contest.entries if entry.ours and entry.median is not None]
+def best_of_ours(contest: Contest, names: tuple[str, ...] = ("",)) -> Entry | None:
+    """By the median; None where none of ours, of those whose names begin with one of `names`, was timed."""
+    ours = [entry for entry in contest.entries if entry.ours and entry.name.startswith(names)]
+    timed = [entry for entry in ours if entry.median is not None]
     return min(timed, key=lambda entry: entry.median or 0.0, default=None)
 
 

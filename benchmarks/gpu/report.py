@@ -103,8 +103,8 @@ def broken(contests: Iterable[Contest], *, ours: bool) -> list[str]:
 def verdict(bar: Bar, called: Contest, alone: Contest | None) -> str:
     """What was measured, and whether that is enough."""
     measured = bar.measured(called, alone)
-    if measured is None:
-        return "not measured"
+    if isinstance(measured, str):
+        return f"not measured ({measured})".replace("|", "/")
     told = f"{100 * measured:.0f}%" if bar.floor else times(measured) if bar.peers else number(measured)
     return f"{told}: {'yes' if measured >= bar.at_least else 'NO'}"
 

@@ -30,6 +30,7 @@ CALLED = contest(
     Entry(name="reference", ours=True, withheld="not here: slow"),
     entry("eager", 6e-3),
     entry("compiled", 9e-3),
+    Entry(name="JAX", ours=False, withheld="failed: ValueError: no"),
 )
 ALONE = contest(
     entry("triton", 1e-3, ours=True, to_floor=1.6),
@@ -50,18 +51,28 @@ def case(*bars, name="gae 3x5", **fields):
         (Bar(1.5, peers=("compiled", "eager")), 3.0),
         (Bar(1.5, peers=("compiled",)), 4.5),
         (Bar(1.5, peers=("eager",), on_device=True), 2.5),
-        (Bar(1.5, peers=("compiled",), on_device=True), None),
+        (Bar(1.5, peers=("compiled",), on_device=True), "compiled has no times"),
+        (Bar(1.5, peers=("eager", "JAX")), "JAX failed"),
         (Bar(1500.0, work=1.0), 500.0),
     ],
     ids=str,
 )
 def test_bars(bar, expected):
-    assert bar.measured(CALLED, ALONE) == pytest.approx(expected)
+    found = bar.measured(CALLED, ALONE)
+    assert found == (expected if isinstance(expected, str) else pytest.approx(expected))
 
 
 def test_bars_of_what_was_not_timed():
-    assert Bar(0.8, floor=True).measured(CALLED, None) is None
-    assert Bar(1.5, peers=("eager",)).measured(contest(Entry(name="x", ours=True)), ALONE) is None
+    assert Bar(0.8, floor=True).measured(CALLED, None) == "no times on the device"
+    slow = contest(Entry(name="cuda", ours=True), entry("reference", 1e-3, ours=True), entry("eager", 9e-3))
+    for bar in (Bar(1.5, peers=("eager",)), Bar(10.0, work=1.0)):
+        assert report.verdict(bar, slow, None) == "not measured (none of our kernels was timed)"
+    assert (
+        Bar(1.5, peers=("eager",)).measured(
+            contest(entry("cuda, one graph", 1.0, ours=True), entry("eager", 2.0)), None
+        )
+        == 2
+    )
 
 
 def test_the_table_tells_bars_and_verdicts():
