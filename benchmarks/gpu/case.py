@@ -131,14 +131,17 @@ def require(op: str, backend: str, device: torch.device) -> None:
     """For ops whose backend is told by a context, which leaves alone what it does not implement.
 
     Raises:
-        Absent: the op is not implemented in this backend, for float32 on this device.
+        BackendError: the op is not implemented in this backend, for float32 on this device.
     """
     if reason := support_table(device.type)[op][backend]:
-        raise Absent(reason)
+        raise BackendError(f"{op}: {reason}")
 
 
 def by_backend(make: Callable[[str], Run], backends: Sequence[str] = BACKENDS) -> dict[str, Make]:
-    """Contestants named after the backends; what the op does not have on this device is absent, not broken."""
+    """Contestants named after the backends; what the op does not have is absent, and on a GPU all else is broken.
+
+    On the CPU, in the role of a GPU, backends may be missing as well.
+    """
 
     def maker(backend: str) -> Make:
         def run_of_backend() -> Run:
@@ -146,6 +149,8 @@ def by_backend(make: Callable[[str], Run], backends: Sequence[str] = BACKENDS) -
                 run = make(backend)
                 run()
             except BackendError as error:
+                if torch.cuda.is_available() and "it does not implement" not in str(error):
+                    raise
                 raise Absent(str(error)) from error
             return run
 
