@@ -5,7 +5,6 @@ An illegal address ends a process's CUDA context, so that one file's crash leave
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from parl_core.reproduce.environment import available_cores
+
 from . import processes
 from .store import ROOT, Store
 
@@ -27,7 +28,7 @@ _MISSING = re.compile(r"(?:ModuleNotFoundError|ImportError): No module named '(\
 _DRY = ("tests/ops/test_registry.py",)
 _TIMEOUT = 300.0
 _PASSED, _NOTHING_RUN = 0, 5  # pytest's exit codes
-_JOBS = max(1, min(8, (os.cpu_count() or 1) // 2))
+_JOBS = max(1, min(8, available_cores() // 2))
 
 
 @dataclass
