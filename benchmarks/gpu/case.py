@@ -44,7 +44,8 @@ class Setup:
     alone: bool = True
     """Whether there is a time on the device alone; not of what reads its outcome, or is a CUDA graph already."""
     unrecorded: tuple[str, ...] = ()
-    """Contestants that have none since they read the device. Trying costs: after it nothing else can be recorded."""
+    """Contestants that have none since they read the device, or are a CUDA graph already. Trying costs: after it nothing
+    else can be recorded."""
 
 
 @dataclass(frozen=True)

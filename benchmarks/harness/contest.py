@@ -254,7 +254,7 @@ def run_device_contest(
         seconds: of each of the two.
         cold: on the device, with caches that hold nothing of the contestant's.
         alone: whether there is a second half, on the device.
-        unrecorded: those who read the device, so that they take no part in the second half.
+        unrecorded: those who read the device or are a graph already, so that they take no part in the second half.
     """
     with device.running():
         racers = prepare(check, ours, peers)
@@ -311,7 +311,7 @@ def _recorded(racer: Racer, rated: Entry, device: Clock, cold: bool, recordable:
         return Racer(replace(entry, error=None, withheld=rated.withheld))
     try:
         if not recordable:
-            raise Absent("it reads the device, which a CUDA graph cannot")
+            raise Absent("it reads the device, which a CUDA graph cannot, or is one already")
         return Racer(entry, device.recorded(racer.run, cold=cold))
     except Absent as absent:
         # A reference may read the device; a kernel must not.

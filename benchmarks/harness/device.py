@@ -94,6 +94,8 @@ class GpuClock:
         self._sum = torch.empty((), device=device)
         self.broken = False
         """Whether a recording has failed. torch then takes it for still under way, and no other can be made."""
+        with self.running():
+            self.clear_cache()  # once, so that no recording is the first to load its kernel
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu.case import by_backend, require
+from benchmarks.gpu.cases import divergence, linearization
 from benchmarks.harness.contest import prepare
+from benchmarks.peers import gaussian_mlp, hypergradient
 from parl_core.ops import BackendError, f_divergence, registry
 
 
@@ -51,3 +54,57 @@ def test_what_an_op_does_not_have_is_told_by_the_registry(on_a_gpu, monkeypatch)
         return lambda: log_ratio
 
     assert withheld(make)["cuda"] == "not here: f_divergence: it does not implement f_divergence"
+
+
+def test_a_second_order_product_alone_is_timed():
+    """Not the gradient whose graph it needs."""
+    calls = []
+
+    def cubes(x):
+        calls.append(x)
+        return (x**3).sum()
+
+    run = divergence._second_order(cubes, torch.tensor([1.0, 2.0]), torch.tensor([1.0, -1.0]))
+    for _ in range(2):
+        assert run().tolist() == [6.0, -12.0]
+    assert len(calls) == 1
+
+
+def test_the_peers_of_the_bar_of_hvps_compile(monkeypatch):
+    """Traced, with derivatives and all; in the dry command nothing is."""
+    modes, compile_ = [], torch.compile
+
+    def traced(function, *, mode=None, **options):
+        modes.append(mode)
+        return compile_(function, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    problem = gaussian_mlp.make_problem(5, 12, 2)
+    found = linearization._peers(problem, "hvp")
+    called, alone = (bar.peers for bar in linearization._bars(1.5))
+    assert set(alone) < set(called) <= set(found)
+    check = linearization._right(problem, "hvp")
+    for name in called:
+        assert check(found[name]()()) < 1e-5
+    assert modes == [None, "reduce-overhead"]
+
+
+class Reads(TorchDispatchMode):
+    """How often the host waits for a number."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_eager_solve_reads_the_device_once_in_an_iteration(monkeypatch):
+    system = hypergradient.System(hypergradient.make_problem(6, 2, 500.0))
+    products, product = [], system.product
+    monkeypatch.setattr(system, "product", lambda vector: products.append(1) or product(vector))
+    with Reads() as reads:
+        solution = hypergradient.plain_cg(system)
+    assert len(products) > 2 and reads.count == len(products) + 1
+    residual = system.rhs - product(solution)
+    assert residual.norm() < 1.05 * hypergradient.RTOL * system.rhs.norm()

@@ -29,7 +29,7 @@ SIZES = {
 TINY = ((6, 20),)
 RTOL = 3e-4  # of float32 sums over up to 8000 steps
 ONE_THETA = "compiled for one θ"
-COMPILED, KEPT = "torch.compile", "double backward, kept graph"
+COMPILED, GRAPHED, KEPT = "torch.compile", "torch.compile, one graph", "double backward, kept graph"
 _BARS = {(64, 8000): 3.0, (256, 8000): 1.5}
 _PRODUCTS = {"hvp": (2, 6), "jvp": (1, 2), "vjp": (1, 2), "scores": (2, 3)}
 """Matrix products for the first layer and for every other, given the forward pass; scores include it."""
@@ -47,12 +47,20 @@ def cases(tiny: bool) -> list[Case]:
                     name=f"{product} h{width}-B{steps}",
                     setup=partial(_setup, product, width, steps),
                     tests=("linearize",),
-                    bars=(Bar(_BARS[width, steps], peers=(COMPILED, KEPT)),) if barred else (),
+                    bars=_bars(_BARS[width, steps]) if barred else (),
                     op="linearize",
                     first=barred,
                 )
             )
     return found
+
+
+def _bars(at_least: float) -> tuple[Bar, ...]:
+    """Of a call, against one that is launched at once as well; and without any launches."""
+    return (
+        Bar(at_least, peers=(COMPILED, GRAPHED, KEPT)),
+        Bar(at_least, peers=(COMPILED, KEPT), on_device=True),
+    )
 
 
 def _setup(product: str, width: int, steps: int, lab: Lab) -> Setup:
@@ -66,6 +74,7 @@ def _setup(product: str, width: int, steps: int, lab: Lab) -> Setup:
             pass_flops(steps, width, first, others), steps, width, device=lab.device, timer=lab.clock.a_call
         ),
         gradient=lambda: peers.gradient(problem),
+        unrecorded=(GRAPHED,),
     )
 
 
@@ -106,6 +115,7 @@ def _peers(problem: Problem, product: str) -> dict[str, Make | Peer]:
         "hvp": {
             KEPT: lambda: peers.double_backward_hvp(problem),
             COMPILED: lambda: peers.compiled_hvp(problem),
+            GRAPHED: lambda: peers.compiled_hvp(problem, "reduce-overhead"),
             "torch.func": lambda: peers.func_hvp(problem),
             "JAX jit": lambda: jax_peers.hvp(problem),
             "JAX jit of linearize": lambda: jax_peers.prepared_hvp(problem),
