@@ -27,7 +27,7 @@ _LAST = 10.0
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
     given = _arguments(argv)
-    began = time.monotonic()
+    began = _shell_began()
     _set_environment(given.work, dry=given.dry)
     from . import report  # after the environment, which torch and Triton read as they are imported
     from .cases import all_cases
@@ -90,6 +90,12 @@ def _set_environment(work: Path, *, dry: bool) -> None:
             defaults["PARL_CUDA_EMULATED"] = str(path)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def _shell_began() -> float:
+    """Of `time.monotonic`: when the shell's command began, which tells the seconds since 1970; else now."""
+    now = time.monotonic()
+    return now - max(0.0, time.time() - float(os.environ.get("PARL_GPU_BEGAN") or time.time()))
 
 
 def _choose(results: Path, cases: Sequence[Any]) -> int:
@@ -155,15 +161,24 @@ def _run(given: argparse.Namespace, began: float) -> int:
 
     red = {case.id: tests.red(outcomes, case.tests) for case in cases}
     withheld = {name: f"its tests are red: {', '.join(found)}" for name, found in red.items() if found}
-    print(f"Contests: {len(cases)}", flush=True)
-    found = contests.run_cases(cases, withheld, store, end, _say, dry=given.dry)
-
+    every = all_cases(tiny=given.dry)
     tested = {**tests.known(all_files, store), **outcomes}
-    untested = [case.id for case in all_cases(tiny=given.dry) if tests.untested(all_files, tested, case.tests)]
+    untested = [case.id for case in every if tests.untested(all_files, tested, case.tests)]
     environment = {**machine.describe(), **floors, "sources": sources, "untested": untested}
+
+    def write() -> list[Path]:
+        """What there is by now: whoever stops this command has it."""
+        known = {case.id: store.read(f"case {case.id}") or {} for case in every if case.id not in withheld}
+        return report.write(given.results, environment, _contests(known, every))
+
+    def say_and_write(line: str) -> None:
+        _say(line)
+        write()
+
+    print(f"Contests: {len(cases)}", flush=True)
+    found = contests.run_cases(cases, withheld, store, end, say_and_write, dry=given.dry)
     held = _contests(found, cases)
-    everything = {case.id: store.read(f"case {case.id}") or {} for case in all_cases(tiny=given.dry)}
-    written = report.write(given.results, environment, _contests({**everything, **found}, all_cases(tiny=given.dry)))
+    written = write()
 
     problems += [f"test {name}: {line}" for name, outcome in outcomes.items() for line in outcome.failed]
     problems += [f"{name}: {outcome['why']}" for name, outcome in found.items() if "why" in outcome]
