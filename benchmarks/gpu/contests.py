@@ -119,11 +119,9 @@ def _keep(message: dict[str, Any], found: dict[str, dict[str, Any]], store: Stor
     say(f"  {name}: {outcome.get('why', 'done')}")
 
 
-def measure_machine(store: Store, until: float, *, dry: bool) -> dict[str, Any]:
-    """The floors, see `machine.measure`; empty where they could not be measured."""
-    if (known := store.read("machine")) is not None:
-        return known
-    command = [*_WORKER, "machine", *(["--dry"] if dry else [])]
+def measure_machine(store: Store, until: float, *, dry: bool, worker: Sequence[str] = _WORKER) -> dict[str, Any]:
+    """The floors, see `machine.measure`, in each run anew; empty where they could not be measured."""
+    command = [*worker, "machine", *(["--dry"] if dry else [])]
     process = processes.start(command, store.folder / "contests.log", piped=True)
     lines = processes.Lines(process)
     found: dict[str, Any] = {}
@@ -133,8 +131,6 @@ def measure_machine(store: Store, until: float, *, dry: bool) -> dict[str, Any]:
     except TimeoutError:
         pass
     processes.stop(process)
-    if found:
-        store.write("machine", found)
     return found
 
 
