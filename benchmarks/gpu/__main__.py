@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -121,7 +120,7 @@ def _run(given: argparse.Namespace, began: float) -> int:
     if not given.dry and not torch.cuda.is_available():
         print("No NVIDIA GPU is visible to torch. --dry tries the harness on the CPU.", file=sys.stderr)
         return FAILED
-    if shutil.which("pytest") is None and not _has("pytest"):
+    if not _has("pytest"):
         print("pytest is not installed", file=sys.stderr)
         return FAILED
     device = "cpu" if given.dry else torch.cuda.get_device_name(0)

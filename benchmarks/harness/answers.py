@@ -13,6 +13,10 @@ Check = Callable[[Any], float]
 """From an answer to its error; raises `WrongAnswer` where that is too large."""
 
 
+_MOST_TOLD = 300
+"""Characters."""
+
+
 class WrongAnswer(Exception):
     """An answer whose speed is of no interest; the message says what is wrong with it."""
 
@@ -23,6 +27,11 @@ class Absent(Exception):
 
 class Unrecordable(Absent):
     """A contestant that no CUDA graph can hold: no failure of a peer's, but one of a kernel's."""
+
+
+def first_line(error: Exception) -> str:
+    """What it says, short enough for a table: compilers say pages."""
+    return (str(error).strip().splitlines() or [""])[0][:_MOST_TOLD]
 
 
 def against(reference: Any, rtol: float, *, blocks: Sequence[int] | None = None) -> Check:

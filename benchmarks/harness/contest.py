@@ -11,7 +11,7 @@ from typing import Any
 
 from parl_core.bench.results import ABSENT, MISSING, Contest, Entry
 
-from .answers import Absent, Check, Unrecordable, WrongAnswer
+from .answers import Absent, Check, Unrecordable, WrongAnswer, first_line
 from .clock import seconds_per_call, wait_for
 from .device import Clock
 from .floors import Floor
@@ -141,7 +141,7 @@ def _prepared(entry: Entry, make: Make, check: Check) -> Racer:
     except WrongAnswer as wrong:
         return Racer(replace(entry, withheld=f"wrong: {wrong}"))
     except Absent as absent:
-        return Racer(replace(entry, withheld=f"{ABSENT}: {absent}"))
+        return Racer(replace(entry, withheld=f"{ABSENT}: {first_line(absent)}"))
     except Exception as broken:  # whatever a peer may raise; the contest goes on and is red
         if isinstance(broken, ImportError) and not entry.ours:
             return Racer(replace(entry, withheld=f"{MISSING}: {broken}"))
@@ -183,7 +183,7 @@ def _check_again(racer: Racer, check: Check, peak_of: Callable[[Callable[[], Any
         racer.entry = replace(racer.entry, peak_mib=peak)
     except Exception as wrong:  # as in _prepared
         racer.seconds = None
-        why = f"wrong after having been timed: {_first_line(wrong)}"
+        why = f"wrong after having been timed: {first_line(wrong)}"
         racer.entry = replace(racer.entry, error=None, withheld=why)
 
 
@@ -219,11 +219,7 @@ def _proportion(these: Sequence[float], those: Sequence[float] | None) -> float 
 
 
 def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 ON_THE_DEVICE = ", on the device"
@@ -316,6 +312,6 @@ def _recorded(racer: Racer, rated: Entry, device: Clock, cold: bool, recordable:
     except Absent as absent:
         # A reference may read the device; a kernel must not.
         broken = isinstance(absent, Unrecordable) and entry.ours and entry.name != "reference"
-        return Racer(replace(entry, error=None, withheld=f"{'failed' if broken else ABSENT}: {absent}"))
+        return Racer(replace(entry, error=None, withheld=f"{'failed' if broken else ABSENT}: {first_line(absent)}"))
     except Exception as error:  # as in _prepared
         return Racer(replace(entry, error=None, withheld=f"failed: {_told(error)}"))

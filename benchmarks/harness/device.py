@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 import torch
 
-from .answers import Absent, Unrecordable
-from .clock import wait_for
+from .answers import Absent, Unrecordable, first_line
+from .clock import parts, wait_for
 
 Run = Callable[[], Any]
 
@@ -110,7 +110,7 @@ class GpuClock:
         if self.broken:
             raise Absent("the recording of something else failed before, which torch's allocator does not get over")
         answer = run()
-        if any(hasattr(part, "block_until_ready") for part in _parts(answer)):
+        if any(hasattr(part, "block_until_ready") for part in parts(answer)):
             raise Absent("JAX launches on streams of its own, which a CUDA graph of torch does not see")
         return _Recording(self, run, cold)
 
@@ -168,7 +168,7 @@ class _Recording:
         except Exception as error:
             clock.broken = True
             torch.cuda.synchronize()
-            raise Unrecordable(f"no CUDA graph can hold it ({type(error).__name__}: {_first_line(error)})") from error
+            raise Unrecordable(f"no CUDA graph can hold it ({type(error).__name__}: {first_line(error)})") from error
 
     def __call__(self) -> Any:
         self._once.replay()
@@ -213,11 +213,3 @@ def _train(run: Run, synchronize: Callable[[], None], turn: float) -> float:
     finally:
         if enabled:
             gc.enable()
-
-
-def _parts(answer: Any) -> Any:
-    return answer if isinstance(answer, tuple | list) else (answer,)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]

@@ -8,7 +8,9 @@ import time
 
 import pytest
 
+from benchmarks.gpu import contests
 from benchmarks.gpu.case import Case
+from benchmarks.gpu.cases import all_cases
 from benchmarks.gpu.contests import run_cases
 from benchmarks.gpu.store import Store
 
@@ -111,6 +113,17 @@ def test_what_is_done_is_not_run_again_and_what_failed_is(run):
 def test_withheld_cases_are_not_run(run):
     found, begun, _ = run("a", "b", withheld={"a": "its tests are red"})
     assert begun == ["b"] and found["a"] == {"why": "its tests are red"}
+
+
+def test_what_needs_much_memory_is_prepared_last(monkeypatch, tmp_path):
+    cases = [case for case in all_cases() if case.topic in ("token_log_prob", "sac")]
+    commands = []
+    monkeypatch.setattr(contests.processes, "start", lambda command, log: commands.append(command))
+    contests.start_preparing(cases, tmp_path / "log", 1)
+    (names,) = (command[command.index("prepare") + 1 :] for command in commands)
+    assert sorted(names) == sorted(case.id for case in cases)
+    big = [name for name in names if "16384x" in name]
+    assert names[-len(big) :] == big and names[0] == "sac update h256-B256"
 
 
 def test_a_worker_that_does_not_start_is_not_started_for_ever(run):

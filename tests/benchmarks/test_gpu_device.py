@@ -138,7 +138,7 @@ def test_who_reads_the_device_is_not_even_recorded():
 
 def test_an_absent_contestant_is_no_failure():
     def absent():
-        raise Absent("no such backend")
+        raise Absent("no such backend\n" + 99 * "a page of a compiler's\n")
 
     (called,) = run_device_contest("t", "n", right, ours={"cuda": absent}, device=FakeClock(), seconds=0.0)
     assert called.entries[0].withheld == "not here: no such backend" and not called.broken
