@@ -15,4 +15,4 @@ python=${PYTHON:-python3}
 if [[ -z ${PYTHON:-} && -x .venv/bin/python ]]; then
     python=.venv/bin/python
 fi
-exec "$python" -m benchmarks.gpu "$@"
+PARL_GPU_BEGAN=$(date +%s) exec "$python" -m benchmarks.gpu "$@"

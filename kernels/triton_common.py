@@ -7,6 +7,7 @@ stepped by `program`, in int64, since a product of int32 overflows beyond 2³¹ 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,10 +27,13 @@ def autotune(configs: Sequence[triton.Config], key: Sequence[str]) -> Callable[[
     They may differ in what leaves the order of operations alone, no more: otherwise the last bits of a result would depend
     on what was measured. The number of warps does not; nor does the size of a tile along an axis of sums or scans.
 
-    The interpreter takes the first: there is nothing to measure. A kernel is to be called once before it is captured in a
-    CUDA graph, and what it writes must not depend on what was there, since measuring runs it many times.
+    The interpreter takes the first: there is nothing to measure. So does everyone where PARL_TRITON_UNTUNED is set, since
+    tests come with hundreds of values, and for each of them all configurations would be compiled. A kernel is to be called
+    once before it is captured in a CUDA graph, and what it writes must not depend on what was there, since measuring runs it
+    many times.
     """
-    return triton.autotune(list(configs[:1] if interpreted() else configs), list(key))
+    untuned = interpreted() or bool(os.environ.get("PARL_TRITON_UNTUNED"))
+    return triton.autotune(list(configs[:1] if untuned else configs), list(key))
 
 
 @triton.constexpr_function

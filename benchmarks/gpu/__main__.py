@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ PASSED, FAILED, INCOMPLETE = 0, 1, 2
 
 _TESTS_SHARE = 0.5
 """Of what is left after the build, the most that the tests take."""
+_NO_RANK = 9
+"""Of tests that no contest is about."""
 _LAST = 10.0
 """Seconds kept for the report."""
 
@@ -25,7 +26,7 @@ _LAST = 10.0
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
     given = _arguments(argv)
-    began = time.monotonic()
+    began = _shell_began()
     _set_environment(given.work, dry=given.dry)
     from . import report  # after the environment, which torch and Triton read as they are imported
     from .cases import all_cases
@@ -90,6 +91,12 @@ def _set_environment(work: Path, *, dry: bool) -> None:
         os.environ.setdefault(name, value)
 
 
+def _shell_began() -> float:
+    """Of `time.monotonic`: when the shell's command began, which tells the seconds since 1970; else now."""
+    now = time.monotonic()
+    return now - max(0.0, time.time() - float(os.environ.get("PARL_GPU_BEGAN") or time.time()))
+
+
 def _choose(results: Path, cases: Sequence[Any]) -> int:
     from parl_core.ops.choice import TABLE, format_table, rules
 
@@ -113,7 +120,7 @@ def _run(given: argparse.Namespace, began: float) -> int:
     if not given.dry and not torch.cuda.is_available():
         print("No NVIDIA GPU is visible to torch. --dry tries the harness on the CPU.", file=sys.stderr)
         return FAILED
-    if shutil.which("pytest") is None and not _has("pytest"):
+    if not _has("pytest"):
         print("pytest is not installed", file=sys.stderr)
         return FAILED
     device = "cpu" if given.dry else torch.cuda.get_device_name(0)
@@ -132,10 +139,13 @@ def _run(given: argparse.Namespace, began: float) -> int:
             print(f"  {failure}", flush=True)
 
     cases = [case for case in all_cases(tiny=given.dry) if given.only in case.id]
-    files = tests.gpu_test_files(dry=given.dry)
+    files = all_files = tests.gpu_test_files(dry=given.dry)
     if given.only:
-        parts = {part for case in cases for part in case.tests}
-        files = [file for file in files if any(part in Path(file).name for part in parts)]
+        files = [file for file in files if any(tests.is_about(file, case.tests) for case in cases)]
+    # What the first contests need comes first.
+    files = sorted(
+        files, key=lambda file: min((case.rank for case in cases if tests.is_about(file, case.tests)), default=_NO_RANK)
+    )
     print(f"Tests: {len(files)} files", flush=True)
     preparing = [] if given.dry else contests.start_preparing(cases, store.folder / "prepare.log", 3)
     now = time.monotonic()
@@ -150,13 +160,24 @@ def _run(given: argparse.Namespace, began: float) -> int:
 
     red = {case.id: tests.red(outcomes, case.tests) for case in cases}
     withheld = {name: f"its tests are red: {', '.join(found)}" for name, found in red.items() if found}
-    print(f"Contests: {len(cases)}", flush=True)
-    found = contests.run_cases(cases, withheld, store, end, _say, dry=given.dry)
+    every = all_cases(tiny=given.dry)
+    tested = {**tests.known(all_files, store), **outcomes}
+    untested = [case.id for case in every if tests.untested(all_files, tested, case.tests)]
+    environment = {**machine.describe(), **floors, "sources": sources, "untested": untested}
 
-    environment = {**machine.describe(), **floors, "sources": sources}
+    def write() -> list[Path]:
+        """What there is by now: whoever stops this command has it."""
+        known = {case.id: store.read(f"case {case.id}") or {} for case in every if case.id not in withheld}
+        return report.write(given.results, environment, _contests(known, every))
+
+    def say_and_write(line: str) -> None:
+        _say(line)
+        write()
+
+    print(f"Contests: {len(cases)}", flush=True)
+    found = contests.run_cases(cases, withheld, store, end, say_and_write, dry=given.dry)
     held = _contests(found, cases)
-    everything = {case.id: store.read(f"case {case.id}") or {} for case in all_cases(tiny=given.dry)}
-    written = report.write(given.results, environment, _contests({**everything, **found}, all_cases(tiny=given.dry)))
+    written = write()
 
     problems += [f"test {name}: {line}" for name, outcome in outcomes.items() for line in outcome.failed]
     problems += [f"{name}: {outcome['why']}" for name, outcome in found.items() if "why" in outcome]
@@ -165,7 +186,7 @@ def _run(given: argparse.Namespace, began: float) -> int:
     missing += [case.id for case in cases if case.id not in found]
 
     print()
-    for line in [*report.machine_lines(environment), "", report.table(cases, held)]:
+    for line in [*report.machine_lines(environment), "", report.table(cases, held, environment["untested"])]:
         print(line)
     _summary(outcomes, problems, report.broken(held, ours=False), missing, written)
     return FAILED if problems else INCOMPLETE if missing else PASSED

@@ -11,6 +11,8 @@ import sysconfig
 import time
 from pathlib import Path
 
+from parl_core.reproduce.environment import available_cores
+
 from . import processes
 from .store import ROOT, source_files
 
@@ -64,7 +66,7 @@ def build(log: Path, until: float) -> str | None:
     ]
     commands = (
         ["cmake", *ninja, "-S", str(ROOT), "-B", str(FOLDER), "-DCMAKE_BUILD_TYPE=Release", *options],
-        ["cmake", "--build", str(FOLDER), "--parallel", str(os.cpu_count() or 1)],
+        ["cmake", "--build", str(FOLDER), "--parallel", str(available_cores())],
     )
     for command in commands:
         try:
@@ -74,6 +76,8 @@ def build(log: Path, until: float) -> str | None:
         if status != 0:
             told = "was stopped, for want of time," if status is None else f"ended with status {status}"
             return f"{' '.join(command[:2])} {told}; see {log}"
+    if not (FOLDER / extension().name).exists():
+        return f"CMake built no extension; see {log}"  # as without a compiler, or without Python's headers
     shutil.copy(FOLDER / extension().name, extension())
     os.utime(extension(), (time.time(), time.time()))
     return "nvcc is not found, so the extension has no CUDA kernels: install the CUDA toolkit" if nvcc is None else None

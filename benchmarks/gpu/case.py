@@ -18,6 +18,8 @@ Run = Callable[[], Any]
 Make = Callable[[], Run]
 
 BACKENDS = ("triton", "cuda", "reference")
+KERNELS = ("triton", "cuda", "graph")
+"""What the names of those of ours begin with that count for bars: a reference that is fast reaches none."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Setup:
     alone: bool = True
     """Whether there is a time on the device alone; not of what reads its outcome, or is a CUDA graph already."""
     unrecorded: tuple[str, ...] = ()
-    """Contestants that have none since they read the device. Trying costs: after it nothing else can be recorded."""
+    """Contestants that have none since they read the device, or are a CUDA graph already. Trying costs: after it nothing
+    else can be recorded."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,27 @@ class Bar:
     on_device: bool = False
     """Whether the times of the device alone count, and not those of a call."""
 
-    def measured(self, called: Contest, alone: Contest | None) -> float | None:
-        """What is compared with `at_least`; None where something of it was not timed."""
+    def measured(self, called: Contest, alone: Contest | None) -> float | str:
+        """What is compared with `at_least`, of our kernels; or why it was not measured."""
         contest = alone if self.on_device or self.floor else called
-        ours = best_of_ours(contest) if contest else None
-        if contest is None or ours is None or ours.median is None:
-            return None
+        if contest is None:
+            return "no times on the device"
+        ours = best_of_ours(contest, KERNELS)
+        if ours is None or ours.median is None:
+            return "none of our kernels was timed"
         if self.floor:
-            return None if ours.to_floor is None else 1.0 / ours.to_floor
-        if self.peers:
-            times = [entry.median for entry in contest.entries if entry.name in self.peers and entry.median is not None]
-            return min(times) / ours.median if times else None
-        return self.work / ours.median
+            return "no floor" if ours.to_floor is None else 1.0 / ours.to_floor
+        if not self.peers:
+            return self.work / ours.median
+        # The best of them may be the one that is missing.
+        known = {entry.name: entry for entry in contest.entries}
+        times = []
+        for name in self.peers:
+            entry = known.get(name)
+            if entry is None or entry.median is None:
+                return f"{name} {entry.withheld.partition(':')[0] if entry and entry.withheld else 'has no times'}"
+            times.append(entry.median)
+        return min(times) / ours.median
 
     def __str__(self) -> str:
         if self.floor:
@@ -95,18 +107,24 @@ class Case:
     """The op whose choice of a backend it informs, as the registry names it."""
     size: int | None = None
     """The elements of the tensor that this choice looks at; None: the op has one rule for all sizes."""
-    rank: int = 1
-    """Lower ones are run first: 0 those with bars, 2 what is only for information."""
+    first: bool = False
+    """Whether it stands for its bar before all others that have the same."""
 
     @property
     def id(self) -> str:
         """One for all cases."""
         return f"{self.topic} {self.name}"
 
+    @property
+    def rank(self) -> int:
+        """Lower ones are run first: one case for each bar, then the others with bars, then those without."""
+        return 0 if self.first else 1 if self.bars else 2
 
-def best_of_ours(contest: Contest) -> Entry | None:
-    """By the median; None where none of ours was timed."""
-    timed = [entry for entry in contest.entries if entry.ours and entry.median is not None]
+
+def best_of_ours(contest: Contest, names: tuple[str, ...] = ("",)) -> Entry | None:
+    """By the median; None where none of ours, of those whose names begin with one of `names`, was timed."""
+    ours = [entry for entry in contest.entries if entry.ours and entry.name.startswith(names)]
+    timed = [entry for entry in ours if entry.median is not None]
     return min(timed, key=lambda entry: entry.median or 0.0, default=None)
 
 
@@ -114,14 +132,17 @@ def require(op: str, backend: str, device: torch.device) -> None:
     """For ops whose backend is told by a context, which leaves alone what it does not implement.
 
     Raises:
-        Absent: the op is not implemented in this backend, for float32 on this device.
+        BackendError: the op is not implemented in this backend, for float32 on this device.
     """
     if reason := support_table(device.type)[op][backend]:
-        raise Absent(reason)
+        raise BackendError(f"{op}: {reason}")
 
 
 def by_backend(make: Callable[[str], Run], backends: Sequence[str] = BACKENDS) -> dict[str, Make]:
-    """Contestants named after the backends; what the op does not have on this device is absent, not broken."""
+    """Contestants named after the backends; what the op does not have is absent, and on a GPU all else is broken.
+
+    On the CPU, in the role of a GPU, backends may be missing as well.
+    """
 
     def maker(backend: str) -> Make:
         def run_of_backend() -> Run:
@@ -129,6 +150,8 @@ def by_backend(make: Callable[[str], Run], backends: Sequence[str] = BACKENDS) -
                 run = make(backend)
                 run()
             except BackendError as error:
+                if torch.cuda.is_available() and "it does not implement" not in str(error):
+                    raise
                 raise Absent(str(error)) from error
             return run
 

@@ -14,7 +14,9 @@ from . import processes
 from .case import Case
 from .store import Store
 
-_TIMEOUT = 120.0
+_TIMEOUT = 45.0
+_BIG = 1 << 29
+"""Logits, from which on contestants' intermediates are tens of gigabytes."""
 _WORKER = (sys.executable, "-m", "benchmarks.gpu.worker")
 
 
@@ -29,7 +31,8 @@ def run_cases(
     timeout: float = _TIMEOUT,
     worker: Sequence[str] = _WORKER,
 ) -> dict[str, dict[str, Any]]:
-    """By the cases' ids {"contests": […]}, or {"why": …} of one that went wrong; one that is missing did not run.
+    """By the cases' ids {"contests": […]}, or {"why": …} of one that went wrong, with the contests before that if there
+    are any; one that is missing did not run.
 
     Args:
         withheld: why a case is not run, by id.
@@ -67,6 +70,7 @@ def _follow(
 ) -> list[str]:
     """Collect a worker's outcomes until it is over; returns what is left to do. It is stopped in any case."""
     left, current = list(waiting), None
+    so_far: dict[str, Any] = {}
     lines = processes.Lines(process)
     # Its start, with all imports, has as long as a case.
     limit = time.monotonic() + timeout
@@ -78,7 +82,9 @@ def _follow(
                 process.wait()
                 break
             if "begin" in message:
-                current, limit = message["begin"], time.monotonic() + timeout
+                current, limit, so_far = message["begin"], time.monotonic() + timeout, {}
+            elif "so_far" in message:
+                so_far = {"contests": message["contests"]}
             elif "case" in message:
                 current = None
                 _keep(message, found, store, say)
@@ -93,7 +99,7 @@ def _follow(
         why = (
             f"it was not over after {timeout:.0f} s" if over else f"its process ended with status {process.returncode}"
         )
-        _keep({"case": current, "why": why}, found, store, say)
+        _keep({"case": current, **so_far, "why": why}, found, store, say)
         left.remove(current)
     return left
 
@@ -115,11 +121,9 @@ def _keep(message: dict[str, Any], found: dict[str, dict[str, Any]], store: Stor
     say(f"  {name}: {outcome.get('why', 'done')}")
 
 
-def measure_machine(store: Store, until: float, *, dry: bool) -> dict[str, Any]:
-    """The floors, see `machine.measure`; empty where they could not be measured."""
-    if (known := store.read("machine")) is not None:
-        return known
-    command = [*_WORKER, "machine", *(["--dry"] if dry else [])]
+def measure_machine(store: Store, until: float, *, dry: bool, worker: Sequence[str] = _WORKER) -> dict[str, Any]:
+    """The floors, see `machine.measure`, in each run anew; empty where they could not be measured."""
+    command = [*worker, "machine", *(["--dry"] if dry else [])]
     process = processes.start(command, store.folder / "contests.log", piped=True)
     lines = processes.Lines(process)
     found: dict[str, Any] = {}
@@ -129,12 +133,13 @@ def measure_machine(store: Store, until: float, *, dry: bool) -> dict[str, Any]:
     except TimeoutError:
         pass
     processes.stop(process)
-    if found:
-        store.write("machine", found)
     return found
 
 
 def start_preparing(cases: Sequence[Case], log: Path, number: int) -> list[subprocess.Popen[str]]:
     """Workers that compile what the cases will need, while something else is waited for."""
-    names = [case.id for case in cases]
+    # Tests run on the same GPU: what takes much of its memory comes when most of them are over.
+    names = [
+        case.id for case in sorted(cases, key=lambda case: case.topic == "token_log_prob" and (case.size or 0) >= _BIG)
+    ]
     return [processes.start([*_WORKER, "prepare", *names[k::number]], log) for k in range(number) if names[k::number]]

@@ -16,11 +16,13 @@ from benchmarks.harness.floors import copy_floor
 from .case import Lab
 
 _QUERY = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw")
+_PATIENCE = 10.0
+"""Seconds that the driver has to answer."""
 _ROUNDS = 7
 
 
 def describe() -> dict[str, Any]:
-    """Commit, versions, and the GPU with its driver and its clocks, as they are read; JSON scalars."""
+    """Commit, versions, and the GPU; JSON scalars."""
     versions = {"cuda": torch.version.cuda, "triton": _triton()}
     facts = {**describe_machine(), **versions}
     if torch.cuda.is_available():
@@ -32,14 +34,17 @@ def describe() -> dict[str, Any]:
             "l2_bytes": properties.L2_cache_size,
             "memory_bytes": properties.total_memory,
         }
-    return {**facts, **_told_by_driver()}
+    return facts
 
 
 def _told_by_driver() -> dict[str, str]:
     if shutil.which("nvidia-smi") is None:
         return {}
     command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader"]
-    told = subprocess.run(command, capture_output=True, text=True).stdout.strip().splitlines()
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE).stdout.strip().splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
     values = told[0].split(", ") if told else []
     return {name.replace(".", "_"): value for name, value in zip(_QUERY[1:], values[1:], strict=False)}
 
@@ -52,8 +57,10 @@ def _triton() -> str | None:
     return str(triton.__version__)
 
 
-def measure(lab: Lab) -> dict[str, float]:
+def measure(lab: Lab) -> dict[str, Any]:
     """Copy bandwidth, rates of matrix products and the cost of a launch, each the median of a few turns, in SI units.
+
+    Driver and clocks are read right after that: a GPU that has nothing to do clocks down.
 
     TF32 and bfloat16 are for information: nothing that is timed here uses TF32.
     """
@@ -62,7 +69,7 @@ def measure(lab: Lab) -> dict[str, float]:
         copy = copy_floor(1.0, device=lab.device)
         size = 64 if tiny else 8192
         small = torch.zeros(1, device=lab.device)
-        found = {
+        found: dict[str, Any] = {
             "copy_bytes_per_s": 1.0 / (copy.scale * _on_device(lab, copy.run)),
             "launch_s": _median(lambda: lab.clock.a_call(lambda: small.add_(1.0))),
             "launch_on_device_s": _on_device(lab, lambda: small.add_(1.0)),
@@ -73,7 +80,7 @@ def measure(lab: Lab) -> dict[str, float]:
             torch.backends.cuda.matmul.allow_tf32 = True
             found["gemm_tf32_flops"] = 2.0 * size**3 / _product(lab, size, torch.float32)
             torch.backends.cuda.matmul.allow_tf32 = False
-    return found
+    return {**found, **_told_by_driver()}
 
 
 def _product(lab: Lab, size: int, dtype: torch.dtype) -> float:

@@ -15,12 +15,17 @@ from pathlib import Path
 from .store import ROOT
 
 
-def start(command: Sequence[str], log: Path, *, piped: bool = False) -> subprocess.Popen[str]:
-    """Start in the checkout, with a process group of its own; what is not piped goes to the end of `log`."""
+def start(command: Sequence[str], log: Path, *, piped: bool = False, **environment: str) -> subprocess.Popen[str]:
+    """Start in the checkout, with a process group of its own; what is not piped goes to the end of `log`.
+
+    Args:
+        environment: variables beside this process's.
+    """
     with open(log, "a") as file:
         return subprocess.Popen(
             command,
             cwd=ROOT,
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if piped else file,
             stderr=file,

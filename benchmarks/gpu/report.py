@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,12 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Contest]]:
     return (files[0].environment if files else {}), contests
 
 
-def table(cases: Sequence[Case], contests: Sequence[Contest]) -> str:
-    """A row for each case that has results, those with bars first; in Markdown, and short enough for a terminal."""
+def table(cases: Sequence[Case], contests: Sequence[Contest], untested: Container[str] = ()) -> str:
+    """A row for each case that has results, those with bars first; in Markdown, and short enough for a terminal.
+
+    Args:
+        untested: ids of cases of whose tests some were not run; marked.
+    """
     known = by_name(contests)
     lines = [
         "| contest | ours | a call | on the device | of the floor | vs best peer | bar | reached |",
@@ -59,11 +63,11 @@ def table(cases: Sequence[Case], contests: Sequence[Contest]) -> str:
     for case in sorted(cases, key=lambda case: (not case.bars, case.rank)):
         called = known.get((case.topic, case.name))
         if called is not None:
-            lines.append(_row(case, called, known.get((case.topic, case.name + ON_THE_DEVICE))))
+            lines.append(_row(case, called, known.get((case.topic, case.name + ON_THE_DEVICE)), case.id in untested))
     return "\n".join(lines) + "\n"
 
 
-def _row(case: Case, called: Contest, alone: Contest | None) -> str:
+def _row(case: Case, called: Contest, alone: Contest | None, untested: bool) -> str:
     ours = best_of_ours(called)
     if ours is None:
         withheld = [f"{entry.name} {entry.withheld}" for entry in called.entries if entry.ours]
@@ -72,7 +76,7 @@ def _row(case: Case, called: Contest, alone: Contest | None) -> str:
     to_floor = replayed.to_floor if replayed else ours.to_floor
     cells = [
         case.id,
-        ours.name,
+        f"{ours.name}, untested" if untested else ours.name,
         duration(ours.median),
         duration(replayed.median) if replayed else "",
         f"{100 / to_floor:.0f}%" if to_floor else "",
@@ -99,8 +103,8 @@ def broken(contests: Iterable[Contest], *, ours: bool) -> list[str]:
 def verdict(bar: Bar, called: Contest, alone: Contest | None) -> str:
     """What was measured, and whether that is enough."""
     measured = bar.measured(called, alone)
-    if measured is None:
-        return "not measured"
+    if isinstance(measured, str):
+        return f"not measured ({measured})".replace("|", "/")
     told = f"{100 * measured:.0f}%" if bar.floor else times(measured) if bar.peers else number(measured)
     return f"{told}: {'yes' if measured >= bar.at_least else 'NO'}"
 
@@ -134,7 +138,7 @@ def write_page(cases: Sequence[Case], folder: Path, page: Path = PAGE) -> Path:
         raise ConfigError(f"{page} must hold the lines {BEGIN} and {END}")
     block = NOTHING
     if contests:
-        block = "\n".join([*machine_lines(environment), "", table(cases, contests)])
+        block = "\n".join([*machine_lines(environment), "", table(cases, contests, environment.get("untested", ()))])
         block += _contestants(contests)
     write_atomically(page, f"{head}{BEGIN}\n{block}{END}{tail}".encode())
     return page

@@ -5,7 +5,6 @@ An illegal address ends a process's CUDA context, so that one file's crash leave
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from parl_core.reproduce.environment import available_cores
+
 from . import processes
 from .store import ROOT, Store
 
@@ -27,7 +28,7 @@ _MISSING = re.compile(r"(?:ModuleNotFoundError|ImportError): No module named '(\
 _DRY = ("tests/ops/test_registry.py",)
 _TIMEOUT = 300.0
 _PASSED, _NOTHING_RUN = 0, 5  # pytest's exit codes
-_JOBS = max(1, min(8, (os.cpu_count() or 1) // 2))
+_JOBS = max(1, min(8, available_cores() // 2))
 
 
 @dataclass
@@ -69,10 +70,7 @@ def run_tests(
         until: of `time.monotonic`; files that are not over by then count as not run.
         timeout: seconds for a file, after which it has failed.
     """
-    outcomes = {}
-    for file in files:
-        if (known := store.read(f"test {file}")) is not None:
-            outcomes[file] = Outcome(**known)
+    outcomes = known(files, store)
     waiting = [file for file in files if file not in outcomes]
     running: dict[str, tuple[subprocess.Popen[str], float]] = {}
     while waiting or running:
@@ -101,6 +99,12 @@ def run_tests(
     return outcomes
 
 
+def known(files: Sequence[str], store: Store) -> dict[str, Outcome]:
+    """Outcomes of the files that were green before."""
+    stored = {file: store.read(f"test {file}") for file in files}
+    return {file: Outcome(**outcome) for file, outcome in stored.items() if outcome is not None}
+
+
 def describe(outcome: Outcome) -> str:
     """One line."""
     parts = [f"{outcome.passed} passed"]
@@ -115,7 +119,7 @@ def _start(file: str, store: Store) -> subprocess.Popen[str]:
     report = _report(file, store)
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", file, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    return processes.start(command, report.with_suffix(".log"))
+    return processes.start(command, report.with_suffix(".log"), PARL_TRITON_UNTUNED="1")
 
 
 def _report(file: str, store: Store) -> Path:
@@ -157,8 +161,17 @@ def _first_line(text: str | None) -> str:
     return ((text or "").strip().splitlines() or [""])[0][:200]
 
 
+def is_about(file: str, parts: Sequence[str]) -> bool:
+    """Whether the file's name holds one of `parts`."""
+    return any(part in Path(file).name for part in parts)
+
+
 def red(outcomes: dict[str, Outcome], parts: Sequence[str]) -> list[str]:
-    """The red test files whose names hold one of `parts`."""
-    return [
-        file for file, outcome in outcomes.items() if outcome.failed and any(part in Path(file).name for part in parts)
-    ]
+    """The red test files about `parts`."""
+    return [file for file, outcome in outcomes.items() if outcome.failed and is_about(file, parts)]
+
+
+def untested(files: Sequence[str], outcomes: dict[str, Outcome], parts: Sequence[str]) -> list[str]:
+    """The test files about `parts` of which not one test was run, for want of time or of what they need."""
+    idle = [file for file in files if file not in outcomes or not (outcomes[file].passed or outcomes[file].failed)]
+    return [file for file in idle if is_about(file, parts)]

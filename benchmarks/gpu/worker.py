@@ -4,7 +4,7 @@
     python -m benchmarks.gpu.worker prepare CASE… [--dry]           compiles what the cases will need, and times nothing
     python -m benchmarks.gpu.worker machine [--dry]                 the floors of the machine, a line of JSON
 
-`run` writes a line of JSON when it begins a case, and one with the contests when it is over.
+`run` writes a line of JSON when it begins a case, one with the contests so far after each, and one when it is over.
 """
 
 from __future__ import annotations
@@ -68,10 +68,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(case: Case, where: Lab, seconds: float) -> dict[str, Any]:
+    contests: list[dict[str, Any]] = []
     try:
         with where.clock.running():
             setup = case.setup(where)
-        contests = run_device_contest(
+        for contest in run_device_contest(
             case.topic,
             case.name,
             setup.check,
@@ -84,11 +85,14 @@ def _run(case: Case, where: Lab, seconds: float) -> dict[str, Any]:
             cold=setup.cold,
             alone=setup.alone,
             unrecorded=setup.unrecorded,
-        )
-        return {"case": case.id, "contests": [asdict(contest) for contest in contests]}
+        ):
+            contests.append(asdict(contest))
+            _say(so_far=case.id, contests=contests)
+        return {"case": case.id, "contests": contests}
     except Exception as error:  # of the problem or its reference; those of contestants are in their entries
         traceback.print_exc()
-        return {"case": case.id, "why": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+        known = {"contests": contests} if contests else {}
+        return {"case": case.id, **known, "why": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
     finally:
         _forget(where)
 

@@ -13,12 +13,25 @@ Check = Callable[[Any], float]
 """From an answer to its error; raises `WrongAnswer` where that is too large."""
 
 
+_MOST_TOLD = 300
+"""Characters."""
+
+
 class WrongAnswer(Exception):
     """An answer whose speed is of no interest; the message says what is wrong with it."""
 
 
 class Absent(Exception):
     """A contestant that does not exist here, such as an op without this backend; the message says why. It is no failure."""
+
+
+class Unrecordable(Absent):
+    """A contestant that no CUDA graph can hold: no failure of a peer's, but one of a kernel's."""
+
+
+def first_line(error: Exception) -> str:
+    """What it says, short enough for a table: compilers say pages."""
+    return (str(error).strip().splitlines() or [""])[0][:_MOST_TOLD]
 
 
 def against(reference: Any, rtol: float, *, blocks: Sequence[int] | None = None) -> Check:

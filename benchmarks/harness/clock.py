@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 _TURN = 2e-3
@@ -39,7 +39,12 @@ def seconds_per_call(run: Callable[[], Any], *, timer: Callable[[], float] = tim
 
 def wait_for(answer: Any) -> Any:
     """`answer`, once what is computed asynchronously (by JAX) has been computed."""
-    for part in answer if isinstance(answer, tuple | list) else (answer,):
+    for part in parts(answer):
         if hasattr(part, "block_until_ready"):
             part.block_until_ready()
     return answer
+
+
+def parts(answer: Any) -> Sequence[Any]:
+    """Of a tuple or list, or the answer as the only one."""
+    return answer if isinstance(answer, tuple | list) else (answer,)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median, quantiles
 from typing import Any
 
 from parl_core.bench.results import ABSENT, MISSING, Contest, Entry
 
-from .answers import Absent, Check, WrongAnswer
+from .answers import Absent, Check, Unrecordable, WrongAnswer, first_line
 from .clock import seconds_per_call, wait_for
 from .device import Clock
 from .floors import Floor
@@ -112,10 +112,17 @@ def race(
     runs = [run for run in [*(racer.run for racer in fit), *extras] if run is not None]
     times = _take_turns(runs, seconds, timer, clock) if fit else []
     for racer, own in zip(fit, times, strict=False):
+        if isinstance(own, Exception):
+            racer.entry = replace(racer.entry, error=None, withheld=f"failed while being timed: {_told(own)}")
+            continue
         racer.seconds = own
         _check_again(racer, check, peak)
-    floor_times = [floor.scale * second for second in times[len(fit)]] if floor and fit else None
-    unit_times = times[-1] if unit and fit else None
+    floor_seconds = times[len(fit)] if floor and fit else None
+    unit_seconds = times[-1] if unit and fit else None
+    floor_times = (
+        [floor.scale * second for second in floor_seconds] if floor and isinstance(floor_seconds, list) else None
+    )
+    unit_times = unit_seconds if isinstance(unit_seconds, list) else None
     contest = Contest(
         topic=topic,
         name=name,
@@ -134,24 +141,32 @@ def _prepared(entry: Entry, make: Make, check: Check) -> Racer:
     except WrongAnswer as wrong:
         return Racer(replace(entry, withheld=f"wrong: {wrong}"))
     except Absent as absent:
-        return Racer(replace(entry, withheld=f"{ABSENT}: {absent}"))
+        return Racer(replace(entry, withheld=f"{ABSENT}: {first_line(absent)}"))
     except Exception as broken:  # whatever a peer may raise; the contest goes on and is red
         if isinstance(broken, ImportError) and not entry.ours:
             return Racer(replace(entry, withheld=f"{MISSING}: {broken}"))
-        return Racer(replace(entry, withheld=f"failed: {type(broken).__name__}: {_first_line(broken)}"))
+        return Racer(replace(entry, withheld=f"failed: {_told(broken)}"))
 
 
-def _take_turns(runs: Sequence[Run], seconds: float, timer: Time, clock: Callable[[], float]) -> list[list[float]]:
-    """Seconds per call of each run in each round."""
+def _take_turns(
+    runs: Sequence[Run], seconds: float, timer: Time, clock: Callable[[], float]
+) -> list[list[float] | Exception]:
+    """Seconds per call of each run in each round; of one that raised, what it raised: the others go on without it."""
     gc.collect()
-    times: list[list[float]] = [[] for _ in runs]
+    times: list[list[float] | Exception] = [[] for _ in runs]
     start = clock()
     for done in range(MAX_ROUNDS):
         passed = clock() - start
         if (done >= MIN_ROUNDS and passed >= seconds) or (done >= SLOW_ROUNDS and passed >= SLOW_SECONDS):
             break
-        for own, run in zip(times, runs, strict=True):
-            own.append(timer(run))
+        for number, run in enumerate(runs):
+            own = times[number]
+            if isinstance(own, Exception):
+                continue
+            try:
+                own.append(timer(run))
+            except Exception as error:  # as in _prepared
+                times[number] = error
     return times
 
 
@@ -168,7 +183,7 @@ def _check_again(racer: Racer, check: Check, peak_of: Callable[[Callable[[], Any
         racer.entry = replace(racer.entry, peak_mib=peak)
     except Exception as wrong:  # as in _prepared
         racer.seconds = None
-        why = f"wrong after having been timed: {_first_line(wrong)}"
+        why = f"wrong after having been timed: {first_line(wrong)}"
         racer.entry = replace(racer.entry, error=None, withheld=why)
 
 
@@ -203,8 +218,8 @@ def _proportion(these: Sequence[float], those: Sequence[float] | None) -> float 
     return None if those is None else median(one / other for one, other in zip(these, those, strict=True))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 ON_THE_DEVICE = ", on the device"
@@ -225,15 +240,17 @@ def run_device_contest(
     cold: bool = False,
     alone: bool = True,
     unrecorded: Container[str] = (),
-) -> list[Contest]:
+) -> Iterator[Contest]:
     """As `run_contest`, twice with the same contestants: what a call costs, and what it costs on the device alone.
+
+    The first is told before the second begins, which may end the process.
 
     Args:
         device: its clock.
         seconds: of each of the two.
         cold: on the device, with caches that hold nothing of the contestant's.
         alone: whether there is a second half, on the device.
-        unrecorded: those who read the device, so that they take no part in the second half.
+        unrecorded: those who read the device or are a graph already, so that they take no part in the second half.
     """
     with device.running():
         racers = prepare(check, ours, peers)
@@ -248,11 +265,11 @@ def run_device_contest(
             timer=device.a_call,
             peak=device.peak_mib,
         )
+        yield called
         if not alone or called.fastest is None:
-            return [called]
-        if floor is not None:
-            floor = replace(floor, run=device.recorded(floor.run, cold=False))
-        unit = None if gradient is None else device.recorded(gradient(), cold=cold)
+            return
+        recorded_floor = None if floor is None else _recorded_or_none(device, floor.run, cold=False)
+        unit = None if gradient is None else _recorded_or_none(device, gradient(), cold=cold)
         again = []
         for racer, entry in zip(racers, called.entries, strict=True):
             again.append(_recorded(racer, entry, device, cold, entry.name not in unrecorded))
@@ -261,13 +278,21 @@ def run_device_contest(
             name + ON_THE_DEVICE,
             check,
             again,
-            floor=floor,
+            floor=replace(floor, run=recorded_floor) if floor and recorded_floor else None,
             gradient=None if unit is None else lambda: unit,
             seconds=seconds,
             timer=device.on_device,
             peak=_not_measured,
         )
-    return [called, replayed]
+        yield replayed
+
+
+def _recorded_or_none(device: Clock, run: Run, *, cold: bool) -> Run | None:
+    """Contestants are told without what they are set in proportion to."""
+    try:
+        return device.recorded(run, cold=cold)
+    except Exception:
+        return None
 
 
 def _not_measured(call: Callable[[], Any]) -> None:
@@ -282,7 +307,11 @@ def _recorded(racer: Racer, rated: Entry, device: Clock, cold: bool, recordable:
         return Racer(replace(entry, error=None, withheld=rated.withheld))
     try:
         if not recordable:
-            raise Absent("it reads the device, which a CUDA graph cannot")
+            raise Absent("it reads the device, which a CUDA graph cannot, or is one already")
         return Racer(entry, device.recorded(racer.run, cold=cold))
     except Absent as absent:
-        return Racer(replace(entry, error=None, withheld=f"{ABSENT}: {absent}"))
+        # A reference may read the device; a kernel must not.
+        broken = isinstance(absent, Unrecordable) and entry.ours and entry.name != "reference"
+        return Racer(replace(entry, error=None, withheld=f"{'failed' if broken else ABSENT}: {first_line(absent)}"))
+    except Exception as error:  # as in _prepared
+        return Racer(replace(entry, error=None, withheld=f"failed: {_told(error)}"))

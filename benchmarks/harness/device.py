@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 import torch
 
-from .answers import Absent
-from .clock import wait_for
+from .answers import Absent, Unrecordable, first_line
+from .clock import parts, wait_for
 
 Run = Callable[[], Any]
 
@@ -48,7 +48,7 @@ class Clock(Protocol):
         """The function as `on_device` times it; called, it computes once and returns the answer.
 
         Raises:
-            Absent: it cannot be recorded.
+            Absent: it cannot be recorded; `Unrecordable` where that was tried.
         """
 
     def on_device(self, run: Run) -> float:
@@ -94,6 +94,8 @@ class GpuClock:
         self._sum = torch.empty((), device=device)
         self.broken = False
         """Whether a recording has failed. torch then takes it for still under way, and no other can be made."""
+        with self.running():
+            self.clear_cache()  # once, so that no recording is the first to load its kernel
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -108,7 +110,7 @@ class GpuClock:
         if self.broken:
             raise Absent("the recording of something else failed before, which torch's allocator does not get over")
         answer = run()
-        if any(hasattr(part, "block_until_ready") for part in _parts(answer)):
+        if any(hasattr(part, "block_until_ready") for part in parts(answer)):
             raise Absent("JAX launches on streams of its own, which a CUDA graph of torch does not see")
         return _Recording(self, run, cold)
 
@@ -166,7 +168,7 @@ class _Recording:
         except Exception as error:
             clock.broken = True
             torch.cuda.synchronize()
-            raise Absent(f"no CUDA graph can hold it ({type(error).__name__}: {_first_line(error)})") from error
+            raise Unrecordable(f"no CUDA graph can hold it ({type(error).__name__}: {first_line(error)})") from error
 
     def __call__(self) -> Any:
         self._once.replay()
@@ -211,11 +213,3 @@ def _train(run: Run, synchronize: Callable[[], None], turn: float) -> float:
     finally:
         if enabled:
             gc.enable()
-
-
-def _parts(answer: Any) -> Any:
-    return answer if isinstance(answer, tuple | list) else (answer,)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]

@@ -196,8 +196,8 @@ def plain_cg(system: System, x: Tensor | None = None) -> Tensor:
     while square > goal:
         image = system.product(direction)
         step = square / (direction @ image)
-        x.add_(direction, alpha=float(step))
-        residual.sub_(image, alpha=float(step))
+        x += step * direction
+        residual -= step * image
         square, last = residual @ residual, square
         direction = residual + (square / last) * direction
     return x

@@ -62,17 +62,17 @@ def solution(problem: Problem, name: str) -> Tensor | tuple[Tensor, Tensor]:
     last, ends, rounds = _last_steps(problem)
     linked = (~last).double()
     if name in ("returns", "recurrence"):
-        return _doubled(rewards, DISCOUNT * linked, rounds)
+        return doubled(rewards, DISCOUNT * linked, rounds)
     if name == "prefix_sum":
-        return _doubled(rewards.flip(0), linked.roll(1).flip(0), rounds).flip(0)
+        return doubled(rewards.flip(0), linked.roll(1).flip(0), rounds).flip(0)
     bootstrap = torch.zeros_like(rewards)
     bootstrap[ends] = problem.bootstrap.double()[_lengths(problem) > 0]
     after = torch.where(last, bootstrap, values.roll(-1))
     errors = rewards + DISCOUNT * after - values
     if name == "gae":
-        return _doubled(errors, DISCOUNT * LAMBDA * linked, rounds)
+        return doubled(errors, DISCOUNT * LAMBDA * linked, rounds)
     ratios = problem.log_ratios.reshape(-1).double().exp().clamp(max=1.0)
-    targets = values + _doubled(ratios * errors, DISCOUNT * ratios * linked, rounds)
+    targets = values + doubled(ratios * errors, DISCOUNT * ratios * linked, rounds)
     after = torch.where(last, bootstrap, targets.roll(-1))
     return targets, ratios * (rewards + DISCOUNT * after - values)
 
@@ -92,7 +92,8 @@ def _last_steps(problem: Problem) -> tuple[Tensor, Tensor, int]:
     return last, ends, max(int(lengths.max()) - 1, 0).bit_length()
 
 
-def _doubled(x: Tensor, links: Tensor, rounds: int) -> Tensor:
+def doubled(x: Tensor, links: Tensor, rounds: int) -> Tensor:
+    """y with y_t = x_t + links_t y_{t+1}, of up to 2^rounds steps that are linked."""
     for shift in (1 << k for k in range(rounds)):
         # Whoever lies further than the end is linked to nothing.
         x = torch.cat([x[:-shift] + links[:-shift] * x[shift:], x[-shift:]])

@@ -34,11 +34,20 @@ def write_table(root: Path) -> str:
         ConfigError: there are no results, or README lacks the two lines that the table stands between.
         RunFolderError: a file cannot be written.
     """
-    files = [file for file in read_files(root / RESULTS) if not file.contests[0].topic.startswith(ON_GPUS)]
+    files = cpu_results(root)
     readme = root / "README.md"
     write_atomically(readme, with_table(readme.read_text(), table(files)).encode())
     write_atomically(root / PAGE, page(files).encode())
     return f"{readme}\n{root / PAGE}"
+
+
+def cpu_results(root: Path) -> list[Results]:
+    """The committed results of CPUs; those of GPUs, in the same folder, have a page of their own.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    return [file for file in read_files(root / RESULTS) if not file.contests[0].topic.startswith(ON_GPUS)]
 
 
 def with_table(readme: str, lines: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from parl_core.bench.page import BEGIN, END, page, table, with_table, write_table
+from parl_core.bench.page import BEGIN, END, cpu_results, page, table, with_table, write_table
 from parl_core.bench.results import Contest, Entry, write_results
 from parl_core.errors import ConfigError
 from tests.bench.measured import hvp, results, timed
@@ -86,6 +86,7 @@ def test_results_of_gpus_have_a_page_of_their_own(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"{BEGIN}\n{END}")
     write_table(tmp_path)
+    assert [file.contests[0].topic for file in cpu_results(tmp_path)] == ["linearization"]
     assert "gpu-" not in readme.read_text() + (tmp_path / "docs" / "benchmarks.md").read_text()
 
 

@@ -12,7 +12,7 @@ from benchmarks.gpu import build
 
 CMAKE = """#!{python}
 import pathlib, sys
-if sys.argv[1] == "--build":
+if sys.argv[1] == "--build" and {builds}:
     pathlib.Path(sys.argv[2], {name!r}).write_text("built")
 print(sys.argv[1:])
 sys.exit({status})
@@ -32,9 +32,11 @@ def checkout(tmp_path, monkeypatch):
     (tmp_path / "csrc" / "scan.cu").write_text("")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
 
-    def cmake(status=0):
+    def cmake(status=0, builds=True):
         script = tmp_path / "bin" / "cmake"
-        script.write_text(CMAKE.format(python=sys.executable, name=build.extension().name, status=status))
+        script.write_text(
+            CMAKE.format(python=sys.executable, name=build.extension().name, status=status, builds=builds)
+        )
         script.chmod(0o755)
 
     cmake()
@@ -66,6 +68,14 @@ def test_a_build_that_fails_leaves_the_old_extension(checkout):
     cmake(status=3)
     build.extension().write_text("old")
     assert "ended with status 3" in run(path)
+    assert build.extension().read_text() == "old"
+
+
+def test_a_build_without_an_extension_is_told(checkout):
+    path, cmake = checkout
+    cmake(builds=False)
+    build.extension().write_text("old")
+    assert run(path) == f"CMake built no extension; see {path / 'log'}"
     assert build.extension().read_text() == "old"
 
 

@@ -8,7 +8,9 @@ import time
 
 import pytest
 
+from benchmarks.gpu import contests
 from benchmarks.gpu.case import Case
+from benchmarks.gpu.cases import all_cases
 from benchmarks.gpu.contests import run_cases
 from benchmarks.gpu.store import Store
 
@@ -22,6 +24,8 @@ for name in sys.argv[2:]:
     print("a library says something")
     print(json.dumps(3))
     print(json.dumps({"begin": name}), flush=True)
+    if "late" in name:
+        print(json.dumps({"so_far": name, "contests": ["called"]}), flush=True)
     if "dies" in name:
         os.kill(os.getpid(), signal.SIGSEGV)
     if "hangs" in name:
@@ -76,6 +80,16 @@ def test_what_dies_fails_and_the_rest_goes_on(run):
     assert [name for name, outcome in found.items() if "contests" in outcome] == ["a", "breaks the device", "b"]
 
 
+def test_what_breaks_the_second_half_leaves_the_first(run):
+    """It is told, kept, and not tried again; and no other case has it."""
+    found, _, _ = run("dies late", "hangs late", "dies", timeout=3.0)
+    assert found["dies late"] == {"contests": ["called"], "why": "its process ended with status -11"}
+    assert found["hangs late"] == {"contests": ["called"], "why": "it was not over after 3 s"}
+    assert "contests" not in found["dies"]
+    again, begun, _ = run("dies late", "hangs late")
+    assert again == {name: found[name] for name in again} and begun == []
+
+
 def test_what_hangs_is_stopped(run):
     start = time.monotonic()
     found, _, _ = run("hangs", "b", timeout=3.0)
@@ -99,6 +113,17 @@ def test_what_is_done_is_not_run_again_and_what_failed_is(run):
 def test_withheld_cases_are_not_run(run):
     found, begun, _ = run("a", "b", withheld={"a": "its tests are red"})
     assert begun == ["b"] and found["a"] == {"why": "its tests are red"}
+
+
+def test_what_needs_much_memory_is_prepared_last(monkeypatch, tmp_path):
+    cases = [case for case in all_cases() if case.topic in ("token_log_prob", "sac")]
+    commands = []
+    monkeypatch.setattr(contests.processes, "start", lambda command, log: commands.append(command))
+    contests.start_preparing(cases, tmp_path / "log", 1)
+    (names,) = (command[command.index("prepare") + 1 :] for command in commands)
+    assert sorted(names) == sorted(case.id for case in cases)
+    big = [name for name in names if "16384x" in name]
+    assert names[-len(big) :] == big and names[0] == "sac update h256-B256"
 
 
 def test_a_worker_that_does_not_start_is_not_started_for_ever(run):

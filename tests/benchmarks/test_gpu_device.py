@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.harness import Absent, WrongAnswer, agrees_with
+from benchmarks.harness.answers import Unrecordable
 from benchmarks.harness.contest import run_device_contest
 from benchmarks.harness.device import GpuClock, HostClock
 from benchmarks.harness.floors import Floor
@@ -32,9 +33,15 @@ class FakeClock:
         return nullcontext()
 
     def a_call(self, run):
+        if run.seconds == 8.0:
+            raise RuntimeError("no memory")
         return run.seconds
 
     def recorded(self, run, *, cold):
+        if run.seconds == 9.0:
+            raise Unrecordable("no CUDA graph can hold it")
+        if run.seconds == 10.0:
+            raise RuntimeError("an illegal address")
         if run.seconds == 7.0:
             raise Absent("it reads the device")
         self.cold.append(cold)
@@ -91,17 +98,47 @@ def test_who_falls_out_of_the_first_half_or_cannot_be_recorded_is_told_so():
     assert by_name["ours"].speedup is None
 
 
+def test_who_raises_is_out_and_the_others_go_on():
+    """While being timed, and while being recorded; floor and gradient too."""
+    makers = {str(seconds): lambda seconds=seconds: Runner(seconds) for seconds in (2.0, 8.0, 9.0, 10.0)}
+    called, alone = run_device_contest(
+        "t",
+        "n",
+        right,
+        ours={**makers, "reference": makers["9.0"]},
+        peers={"peer": makers["9.0"]},
+        device=FakeClock(),
+        floor=Floor(Runner(10.0), 1.0, "work"),
+        gradient=lambda: Runner(9.0),
+        seconds=0.0,
+    )
+    first, second = ({entry.name: entry for entry in contest.entries} for contest in (called, alone))
+    assert first["8.0"].withheld == second["8.0"].withheld == "failed while being timed: RuntimeError: no memory"
+    assert first["2.0"].median == 2.0 and first["2.0"].to_floor == 0.2 and called.gradient == 9.0
+    assert second["2.0"].median == 1.0 and second["2.0"].to_floor is None and alone.gradient is None
+    assert second["9.0"].withheld == "failed: no CUDA graph can hold it"
+    assert second["10.0"].withheld == "failed: RuntimeError: an illegal address"
+    assert second["reference"].withheld == second["peer"].withheld == "not here: no CUDA graph can hold it"
+    assert {entry.name for entry in alone.broken} == {"8.0", "9.0", "10.0"}
+
+
+def test_the_first_half_is_told_before_the_second_begins():
+    clock = FakeClock()
+    contests = run_device_contest("t", "n", right, ours={"ours": lambda: Runner(2.0)}, device=clock, seconds=0.0)
+    assert next(contests).name == "n" and clock.cold == []
+
+
 def test_who_reads_the_device_is_not_even_recorded():
     clock = FakeClock()
     makers = {name: lambda: Runner(2.0) for name in ("ours", "reading")}
     _, alone = run_device_contest("t", "n", right, ours=makers, device=clock, seconds=0.0, unrecorded=("reading",))
-    assert alone.entries[1].withheld == "not here: it reads the device, which a CUDA graph cannot"
+    assert alone.entries[1].withheld == "not here: it reads the device, which a CUDA graph cannot, or is one already"
     assert len(clock.cold) == 1 and alone.entries[0].median == 1.0
 
 
 def test_an_absent_contestant_is_no_failure():
     def absent():
-        raise Absent("no such backend")
+        raise Absent("no such backend\n" + 99 * "a page of a compiler's\n")
 
     (called,) = run_device_contest("t", "n", right, ours={"cuda": absent}, device=FakeClock(), seconds=0.0)
     assert called.entries[0].withheld == "not here: no such backend" and not called.broken
@@ -153,8 +190,9 @@ def test_a_contest_of_the_cases_runs_dry():
     command = [sys.executable, "-m", "benchmarks.gpu.worker", "run", name, "--dry"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    begin, outcome = map(json.loads, done.stdout.splitlines())
+    begin, half, both, outcome = map(json.loads, done.stdout.splitlines())
     assert begin == {"begin": name} and outcome["case"] == name
+    assert half == {"so_far": name, "contests": outcome["contests"][:1]} and both["contests"] == outcome["contests"]
     called, alone = outcome["contests"]
     timed = {entry["name"]: entry["median"] for entry in called["entries"] if entry["median"]}
     assert {"reference", "torch.cumsum"} <= set(timed) and all(seconds > 0 for seconds in timed.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 
 import pytest
@@ -30,8 +31,8 @@ def run(tmp_path, monkeypatch, capsys):
     """Runs the command; returns its exit status, what it printed, and what it asked for."""
     asked = {}
 
-    def runner(*arguments, found=None, tested=None):
-        def run_cases(cases, withheld, store: Store, until, say, *, dry):
+    def runner(*arguments, found=None, tested=None, files=(FILE,), run_cases=None):
+        def default(cases, withheld, store: Store, until, say, *, dry):
             asked.update(cases=[case.id for case in cases], withheld=withheld)
             done = {case.id: outcome(case.id) for case in cases} if found is None else found
             for name, given in done.items():
@@ -44,9 +45,9 @@ def run(tmp_path, monkeypatch, capsys):
 
         monkeypatch.setattr(command, "_set_environment", lambda work, *, dry: None)
         monkeypatch.setattr(build, "link_kernels", lambda: None)
-        monkeypatch.setattr(tests, "gpu_test_files", lambda *, dry: [FILE])
+        monkeypatch.setattr(tests, "gpu_test_files", lambda *, dry: list(files))
         monkeypatch.setattr(tests, "run_tests", run_tests)
-        monkeypatch.setattr(contests, "run_cases", run_cases)
+        monkeypatch.setattr(contests, "run_cases", run_cases or default)
         monkeypatch.setattr(contests, "measure_machine", lambda store, until, *, dry: {"copy_bytes_per_s": 4e12})
         monkeypatch.setattr(machine, "describe", lambda: {"cpu": "a processor", "date": "2026-11-21"})
         status = command.main(["--dry", "--work", str(tmp_path), *arguments])
@@ -81,7 +82,15 @@ def test_ours_must_be_right_and_peers_are_told(run, ours, expected):
 def test_what_did_not_run_is_named(run):
     status, said, _ = run(found={SUM: outcome(SUM)})
     assert status == command.INCOMPLETE and "Not run, for want of time" in said and f"  {GAE}" in said
-    assert run(tested={})[0] == command.INCOMPLETE
+    status, said, _ = run(tested={})
+    assert status == command.INCOMPLETE and f"| {GAE} | triton, untested |" in said
+    assert f"| {SUM} | triton | 1 ms" in said  # that file is not about sums
+
+
+def test_what_the_first_contests_need_is_tested_first(run):
+    files = ["tests/test_store.py", "tests/kernels/test_triton_preference.py", "tests/hypergrad/test_capture.py"]
+    _, _, asked = run(files=files)
+    assert asked["files"] == files[::-1]
 
 
 def test_a_part_keeps_the_results_of_the_rest(run, tmp_path):
@@ -96,3 +105,24 @@ def test_results_of_no_gpu_choose_nothing(run, tmp_path, capsys):
     run()
     assert command.main(["choose", "--dry", "--work", str(tmp_path)]) == command.FAILED
     assert "holds no results of a GPU" in capsys.readouterr().err
+
+
+def test_results_are_written_after_every_case(run, tmp_path):
+    """They are there when the command is killed."""
+
+    def killed(cases, withheld, store, until, say, *, dry):
+        store.write(f"case {GAE}", outcome(GAE))
+        say("a line")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(run_cases=killed)
+    environment, (contest,) = report.read(tmp_path / "results")
+    assert contest.name == GAE.removeprefix("scan ") and environment["copy_bytes_per_s"] == 4e12
+
+
+def test_minutes_begin_with_the_shell(monkeypatch):
+    monkeypatch.setenv("PARL_GPU_BEGAN", str(time.time() - 100.0))
+    assert time.monotonic() - command._shell_began() == pytest.approx(100.0, abs=5.0)
+    monkeypatch.delenv("PARL_GPU_BEGAN")
+    assert time.monotonic() - command._shell_began() == pytest.approx(0.0, abs=5.0)

@@ -8,6 +8,7 @@ from benchmarks.gpu import report
 from benchmarks.gpu.case import Bar, Case
 from benchmarks.gpu.cases import all_cases
 from benchmarks.gpu.choose import choose
+from benchmarks.gpu.tests import gpu_test_files, is_about
 from parl_core.bench.results import Contest, Entry
 from parl_core.errors import ConfigError
 from parl_core.ops.choice import Rule, format_table, parse
@@ -29,6 +30,7 @@ CALLED = contest(
     Entry(name="reference", ours=True, withheld="not here: slow"),
     entry("eager", 6e-3),
     entry("compiled", 9e-3),
+    Entry(name="JAX", ours=False, withheld="failed: ValueError: no"),
 )
 ALONE = contest(
     entry("triton", 1e-3, ours=True, to_floor=1.6),
@@ -49,18 +51,28 @@ def case(*bars, name="gae 3x5", **fields):
         (Bar(1.5, peers=("compiled", "eager")), 3.0),
         (Bar(1.5, peers=("compiled",)), 4.5),
         (Bar(1.5, peers=("eager",), on_device=True), 2.5),
-        (Bar(1.5, peers=("compiled",), on_device=True), None),
+        (Bar(1.5, peers=("compiled",), on_device=True), "compiled has no times"),
+        (Bar(1.5, peers=("eager", "JAX")), "JAX failed"),
         (Bar(1500.0, work=1.0), 500.0),
     ],
     ids=str,
 )
 def test_bars(bar, expected):
-    assert bar.measured(CALLED, ALONE) == pytest.approx(expected)
+    found = bar.measured(CALLED, ALONE)
+    assert found == (expected if isinstance(expected, str) else pytest.approx(expected))
 
 
 def test_bars_of_what_was_not_timed():
-    assert Bar(0.8, floor=True).measured(CALLED, None) is None
-    assert Bar(1.5, peers=("eager",)).measured(contest(Entry(name="x", ours=True)), ALONE) is None
+    assert Bar(0.8, floor=True).measured(CALLED, None) == "no times on the device"
+    slow = contest(Entry(name="cuda", ours=True), entry("reference", 1e-3, ours=True), entry("eager", 9e-3))
+    for bar in (Bar(1.5, peers=("eager",)), Bar(10.0, work=1.0)):
+        assert report.verdict(bar, slow, None) == "not measured (none of our kernels was timed)"
+    assert (
+        Bar(1.5, peers=("eager",)).measured(
+            contest(entry("cuda, one graph", 1.0, ours=True), entry("eager", 2.0)), None
+        )
+        == 2
+    )
 
 
 def test_the_table_tells_bars_and_verdicts():
@@ -68,6 +80,12 @@ def test_the_table_tells_bars_and_verdicts():
     header, _, row = report.table(cases, [CALLED, ALONE]).strip().splitlines()
     assert row.startswith("| scan gae 3x5 | triton | 2 ms | 800 µs | 78% | 3× |")
     assert row.endswith("| 78%: NO; 3×: yes |") and row.count("|") == header.count("|")
+
+
+def test_the_table_marks_what_is_untested():
+    cases = [case(), case(name="other")]
+    assert "| scan gae 3x5 | triton, untested | 2 ms" in report.table(cases, [CALLED, ALONE], ["scan gae 3x5"])
+    assert "untested" not in report.table(cases, [CALLED, ALONE], ["scan other"])
 
 
 def test_a_contest_without_times_tells_why():
@@ -146,14 +164,13 @@ def test_cases_are_told_apart_and_name_test_files(tiny):
     assert len({case.id for case in cases}) == len(cases)
     assert [case.rank for case in cases] == sorted(case.rank for case in cases)
     assert all(case.tests for case in cases)
-    if not tiny:  # every bar is among what is run first or second
-        assert {case.topic for case in cases if case.bars} == {
-            "scan",
-            "divergence",
-            "token_log_prob",
-            "linearization",
-        } | {
-            "hypergradient",
-            "sac",
-            "preference",
-        }
+    if tiny:
+        return
+    barred = {case.topic for case in cases if case.bars}
+    assert barred == {case.topic for case in cases}
+    first = [case for case in cases if case.rank == 0]
+    assert [case.topic for case in first[:4]] == ["sac", "hypergradient", "linearization", "linearization"]
+    assert {case.topic for case in first} == barred - {"preference"} and len(first) == 7  # the bars that were set
+    assert all(case.bars for case in first) and all(case.rank <= 1 for case in cases if case.bars)
+    files = gpu_test_files()
+    assert all(any(is_about(file, (part,)) for file in files) for case in cases for part in case.tests)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from benchmarks.gpu.store import ROOT, Store
-from benchmarks.gpu.tests import Outcome, gpu_test_files, red, run_tests
+from benchmarks.gpu.tests import Outcome, gpu_test_files, red, run_tests, untested
 
 BODIES = {
     "passes": "def test_one(): pass\ndef test_two(): pass",
@@ -67,6 +67,17 @@ def test_red_files_are_those_that_a_case_is_about():
         "tests/kernels/test_triton_scan.py": Outcome("tests/kernels/test_triton_scan.py"),
     }
     assert red(outcomes, ("gae", "scan")) == ["tests/ops/test_gae.py"]
+
+
+def test_files_of_which_no_test_was_run():
+    """Neither one that was left for want of time nor one of which everything was skipped is green."""
+    names = [f"tests/test_gae_{fate}.py" for fate in ("green", "red", "skipped", "left")]
+    outcomes = {
+        names[0]: Outcome(names[0], passed=1, skipped={"no": 3}),
+        names[1]: Outcome(names[1], failed=["x"]),
+        names[2]: Outcome(names[2], skipped={"hypothesis is not installed": 1}),
+    }
+    assert untested([*names, "tests/test_scan.py"], outcomes, ("gae",)) == names[2:]
 
 
 def test_files_are_those_of_kernels_ops_and_whatever_asks_for_a_device():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
+from benchmarks.peers.scans_gpu import doubled
 from parl_core.ops import gae, linear_recurrence, vtrace
 from tests.ops.ragged import offsets_of, random_values
 
@@ -44,7 +45,53 @@ def steps(lengths, dtype, device, number):
     return [value.to(device) for value in values], [value.double() for value in values]
 
 
+def doubled_recurrence(x, c, offsets, reverse):
+    """The reference's answer without a loop over time, which takes minutes over chunks of a GPU's size."""
+    c = c * torch.ones_like(x)
+    c[offsets[1:][offsets.diff() > 0] - 1] = 0.0
+    rounds = len(x).bit_length()
+    return doubled(x, c, rounds) if reverse else doubled(x.flip(0), c.roll(1).flip(0), rounds).flip(0)
+
+
+def following(values, last, offsets):
+    """Of each step the value of the next one, and at a trajectory's end the bootstrap."""
+    after, some = values.roll(-1), offsets.diff() > 0
+    after[offsets[1:][some] - 1] = 0.0 if last is None else last[some]
+    return after
+
+
+def doubled_gae(rewards, values, last, offsets, discount, trace, add_values):
+    errors = rewards + discount * following(values, last, offsets) - values
+    return doubled_recurrence(errors, discount * trace, offsets, True) + (values if add_values else 0.0)
+
+
+def doubled_vtrace(log_ratios, rewards, values, last, offsets, discount, trace, rho_clip, c_clip):
+    rho, c = log_ratios.exp().clamp(max=rho_clip), trace * log_ratios.exp().clamp(max=c_clip)
+    errors = rho * (rewards + discount * following(values, last, offsets) - values)
+    targets = values + doubled_recurrence(errors, discount * c, offsets, True)
+    return targets, rho * (rewards + discount * following(targets, last, offsets) - values)
+
+
+LOOPS, DOUBLED = (of_recurrence, of_gae, of_vtrace), (doubled_recurrence, doubled_gae, doubled_vtrace)
+
+
+def test_references_agree():
+    lengths = [1, 0, 7, 40, 16]
+    offsets, last = offsets_of(lengths), random_values(5)
+    x, v, c = random_values(3, sum(lengths), seed=1).unbind(0)
+    for one, other in zip(LOOPS, DOUBLED, strict=True):
+        for flag in (False, True):
+            given = {
+                of_recurrence: [(x, c, offsets, flag), (x, 0.9, offsets, flag)],
+                of_gae: [(x, v, b, offsets, 0.99, 0.9, flag) for b in (None, last)],
+                of_vtrace: [(c, x, v, b, offsets, 0.99, 0.9, 1.0, 1.1) for b in (None, last)],
+            }[one]
+            for arguments in given:
+                torch.testing.assert_close(other(*arguments), one(*arguments), rtol=1e-13, atol=1e-13)
+
+
 def check(lengths, dtype, device, offsets, given):
+    of_recurrence, of_gae, of_vtrace = DOUBLED if max(lengths) >= SIZES.long else LOOPS
     (x, w, c), (x64, w64, c64) = steps(lengths, dtype, device, 3)
     c, c64 = c.tanh(), c.tanh().double().cpu()
     bootstrap = random_values(len(lengths), seed=3).to(dtype)

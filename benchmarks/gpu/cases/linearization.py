@@ -21,12 +21,16 @@ from benchmarks.peers.gaussian_mlp import Problem, make_problem, pass_flops
 from parl_core.hypergrad.linearize import linearize
 from parl_core.ops import backend as backend_context
 
-WIDTHS, STEPS = (64, 256, 1024), (250, 1600, 8000)
+SIZES = {
+    "hvp": ((64, 250), (64, 8000), (256, 250), (256, 1600), (256, 8000), (1024, 1600)),
+    **{product: ((64, 1600), (256, 1600), (1024, 1600)) for product in ("jvp", "vjp", "scores")},
+}
+"""Width, steps."""
 TINY = ((6, 20),)
 RTOL = 3e-4  # of float32 sums over up to 8000 steps
 ONE_THETA = "compiled for one θ"
-COMPILED, KEPT = "torch.compile", "double backward, kept graph"
-_BARS = {64: 3.0, 256: 1.5}
+COMPILED, GRAPHED, KEPT = "torch.compile", "torch.compile, one graph", "double backward, kept graph"
+_BARS = {(64, 8000): 3.0, (256, 8000): 1.5}
 _PRODUCTS = {"hvp": (2, 6), "jvp": (1, 2), "vjp": (1, 2), "scores": (2, 3)}
 """Matrix products for the first layer and for every other, given the forward pass; scores include it."""
 
@@ -35,22 +39,28 @@ def cases(tiny: bool) -> list[Case]:
     """HVPs first: they have the bars."""
     found = []
     for product in _PRODUCTS:
-        for width, steps in TINY if tiny else [(h, b) for h in WIDTHS for b in STEPS]:
-            if product == "scores" and not tiny and steps == 250:
-                continue
-            barred = product == "hvp" and steps == max(STEPS) and width in _BARS
+        for width, steps in TINY if tiny else SIZES[product]:
+            barred = product == "hvp" and (width, steps) in _BARS
             found.append(
                 Case(
                     topic="linearization",
                     name=f"{product} h{width}-B{steps}",
                     setup=partial(_setup, product, width, steps),
-                    tests=("linearize", "scores"),
-                    bars=(Bar(_BARS[width], peers=(COMPILED, KEPT)),) if barred else (),
+                    tests=("linearize",),
+                    bars=_bars(_BARS[width, steps]) if barred else (),
                     op="linearize",
-                    rank=0 if barred else 1 if product == "hvp" or steps == 1600 else 2,
+                    first=barred,
                 )
             )
     return found
+
+
+def _bars(at_least: float) -> tuple[Bar, ...]:
+    """Of a call, against one that is launched at once as well; and without any launches."""
+    return (
+        Bar(at_least, peers=(COMPILED, GRAPHED, KEPT)),
+        Bar(at_least, peers=(COMPILED, KEPT), on_device=True),
+    )
 
 
 def _setup(product: str, width: int, steps: int, lab: Lab) -> Setup:
@@ -64,6 +74,7 @@ def _setup(product: str, width: int, steps: int, lab: Lab) -> Setup:
             pass_flops(steps, width, first, others), steps, width, device=lab.device, timer=lab.clock.a_call
         ),
         gradient=lambda: peers.gradient(problem),
+        unrecorded=(GRAPHED,),
     )
 
 
@@ -104,6 +115,7 @@ def _peers(problem: Problem, product: str) -> dict[str, Make | Peer]:
         "hvp": {
             KEPT: lambda: peers.double_backward_hvp(problem),
             COMPILED: lambda: peers.compiled_hvp(problem),
+            GRAPHED: lambda: peers.compiled_hvp(problem, "reduce-overhead"),
             "torch.func": lambda: peers.func_hvp(problem),
             "JAX jit": lambda: jax_peers.hvp(problem),
             "JAX jit of linearize": lambda: jax_peers.prepared_hvp(problem),

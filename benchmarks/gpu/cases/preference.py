@@ -25,11 +25,10 @@ def cases(tiny: bool) -> list[Case]:
             topic="preference",
             name=f"loss_and_gradient {pairs}x{steps}",
             setup=partial(_setup, pairs, steps),
-            tests=("preference",),
+            tests=("preference", "configurations"),
             bars=(Bar(0.8, floor=True),) if pairs * steps >= 1 << 24 else (),
             op="preference_loss",
             size=pairs * steps,
-            rank=1,
         )
         for pairs, steps in (TINY if tiny else SIZES)
     ]

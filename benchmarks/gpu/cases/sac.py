@@ -31,10 +31,10 @@ def cases(tiny: bool) -> list[Case]:
             topic="sac",
             name=f"update h{width}-B{batch}",
             setup=partial(_setup, width, batch),
-            tests=("sac", "optim"),
+            tests=("sac",),
             bars=(Bar(1500.0, work=1.0),) if (width, batch) == SIZES[0] else (),
             op="SAC.update",
-            rank=0 if (width, batch) == SIZES[0] else 2,
+            first=(width, batch) == SIZES[0],
         )
         for width, batch in (TINY if tiny else SIZES)
     ]

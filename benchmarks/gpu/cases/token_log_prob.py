@@ -36,11 +36,11 @@ def cases(tiny: bool) -> list[Case]:
             topic="token_log_prob",
             name=f"{what} {name} {steps}x{vocabulary}",
             setup=partial(_setup, what, dtype, steps, vocabulary),
-            tests=("categorical",),
+            tests=("categorical", "configurations"),
             bars=(Bar(1.3, peers=(EAGER,)),) if what == "hvp" else (),
             op="categorical_log_prob" + _OPS[what],
             size=steps * vocabulary,
-            rank=0 if what == "hvp" else 1,
+            first=(what, dtype, steps, vocabulary) == ("hvp", torch.bfloat16, 16384, 32768),
         )
         for what in ("hvp", "value", "vjp", "jvp")
         for steps, vocabulary in (TINY if tiny else SIZES)
