@@ -19,6 +19,7 @@ from .triton_common import LAUNCH
 from .triton_divergence_kernels import (
     chunk_sums_kernel,
     fill_chunks_kernel,
+    scale_kernel,
     sum_kernel,
     terms_kernel,
     total_kernel,
@@ -98,6 +99,16 @@ def divergence_product(
         Estimate(weights, term, vector=vector, cotangent=cotangent, product=product, slope=slope),
     )
     return product, slope
+
+
+def scale(gradient: Tensor, cotangent: Tensor) -> None:
+    """Multiply gradient (T,) by cotangent () in place; where that is 1, without a pass over memory."""
+    count, block = gradient.numel(), _block(gradient)
+    if count:
+        with torch.cuda.device_of(gradient):
+            scale_kernel[(triton.cdiv(count, block),)](
+                gradient, cotangent, count, block, num_warps=_WARPS, **LAUNCH
+            )  # fmt: skip
 
 
 def divergence(log_ratio: Tensor, offsets: Tensor | None, estimate: Estimate) -> None:

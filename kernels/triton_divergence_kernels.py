@@ -373,3 +373,15 @@ def fill_chunks_kernel(out, values, offsets, count, chunks, block: tl.constexpr)
     lanes = tl.arange(0, block)
     for begin in range(first, last, block):
         tl.store(out + begin + lanes, tl.full((block,), value, value.dtype), mask=begin + lanes < last)
+
+
+@triton.jit
+def scale_kernel(steps, factor, count, block: tl.constexpr):
+    """Multiply steps (count,) by factor (). Where that is 1, which the host does not know, nothing of them moves."""
+    by = tl.load(factor)
+    if by != 1:
+        place = program() * block + tl.arange(0, block)
+        inside = place < count
+        values = tl.load(steps + place, mask=inside, other=0.0)
+        dtype: tl.constexpr = accumulator(steps.dtype.element_ty)
+        tl.store(steps + place, _narrowed(values.to(dtype) * by.to(dtype), steps), mask=inside)

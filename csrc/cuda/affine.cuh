@@ -4,6 +4,8 @@
 // where the result does too, and it costs nothing beside the memory traffic on GPUs with full-rate double precision.
 #pragma once
 
+#include <cmath>
+
 #include "cuda/launch.h"
 
 namespace parl::cuda {
@@ -16,9 +18,20 @@ struct Affine {
 __device__ __forceinline__ Affine identity() { return {1.0, 0.0, false}; }
 
 // c·y. A product of coefficients that has overflowed takes 0 to 0, as its factors would one after another.
-__device__ __forceinline__ double times(double c, double y) {
-    const double product = c * y;
-    return product != product && y == 0.0 && c == c ? 0.0 : product;
+__host__ __device__ __forceinline__ double times(double c, double y) {
+    const double moved = c * y;
+    return moved != moved && y == 0.0 && c == c ? 0.0 : moved;
+}
+
+// The product of coefficients. One that has underflowed is held at the smallest number, whatever comes: 0 would make a NaN
+// of an infinity that goes on step by step, and what has faded does not grow again.
+__host__ __device__ __forceinline__ double product(double c, double d) {
+    constexpr double kFaded = 4.9406564584124654e-324;
+    // Either may be 0 where the other has overflowed.
+    const double both = c == 0.0 ? times(d, c) : times(c, d);
+    if (c == 0.0 || d == 0.0 || both != both) return both;
+    const bool has_faded = both == 0.0 || fabs(c) == kFaded || fabs(d) == kFaded;
+    return has_faded ? copysign(kFaded, both) : both;
 }
 
 __device__ __forceinline__ double apply(const Affine& map, double y) {
@@ -28,9 +41,7 @@ __device__ __forceinline__ double apply(const Affine& map, double y) {
 // `later` after `earlier`.
 __device__ __forceinline__ Affine compose(const Affine& later, const Affine& earlier) {
     if (later.reset) return later;
-    // Either may be 0 where the other has overflowed.
-    const double a = later.a == 0.0 ? times(earlier.a, later.a) : times(later.a, earlier.a);
-    return {a, apply(later, earlier.b), earlier.reset};
+    return {product(later.a, earlier.a), apply(later, earlier.b), earlier.reset};
 }
 
 // Whether one of `lanes` is among the `count` up to and with `lane`.
@@ -87,7 +98,7 @@ struct LanePowers {
         double power = 1.0;
 #pragma unroll
         for (int i = 0; i < 6; ++i) {
-            if ((exponent >> i & 1) != 0) power *= powers[i];
+            if ((exponent >> i & 1) != 0) power = product(power, powers[i]);
         }
         return power;
     }

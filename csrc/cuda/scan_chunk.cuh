@@ -23,7 +23,7 @@ __device__ __forceinline__ Affine chunk_map(const Op& op, const typename Op::Ite
         if (is_head(heads, k)) {
             map = {0.0, x, true};
         } else {
-            if constexpr (!Op::kConstant) map.a = map.a == 0.0 ? times(c, map.a) : times(map.a, c);
+            if constexpr (!Op::kConstant) map.a = product(map.a, c);
             map.b = x + c * map.b;
         }
     }

@@ -44,10 +44,10 @@ LanePowers powers_of([[maybe_unused]] const Op& op) {
     LanePowers powers{};
     if constexpr (Op::kConstant) {
         double power = 1.0;
-        for (int k = 0; k < kChunk<typename Op::T>; ++k) power *= op.discount;
+        for (int k = 0; k < kChunk<typename Op::T>; ++k) power = product(power, op.discount);
         for (double& each : powers.powers) {
             each = power;
-            power *= power;
+            power = product(power, power);
         }
     }
     return powers;

@@ -236,6 +236,17 @@ class _Sum(torch.autograd.Function):
         return _Gradient.apply(log_ratio, cotangent, gradient, weights, offsets, ctx.term, ctx.backend), *(None,) * 4
 
 
+def _scale(gradient: Tensor, cotangent: Tensor, backend: str) -> None:
+    """Multiply in place, without a pass over memory where the cotangent is 1. On a GPU only the GPU can tell."""
+    if reads_are_free(cotangent.device):
+        if cotangent.item() != 1.0:
+            gradient.mul_(cotangent)
+    elif backend == "triton":
+        importlib.import_module("parl_core.kernels.triton_divergence").scale(gradient, plain(cotangent))
+    else:
+        gradient.mul_(cotangent)
+
+
 class _Gradient(torch.autograd.Function):
     """The gradient in the log-ratios: known already, but for the cotangent. Its own derivative is one pass, too."""
 
@@ -253,8 +264,7 @@ class _Gradient(torch.autograd.Function):
         ctx.save_for_backward(log_ratio, cotangent, weights, offsets)
         ctx.term, ctx.backend = term, backend
         ctx.mark_dirty(gradient)
-        if not reads_are_free(cotangent.device) or cotangent.item() != 1.0:
-            gradient.mul_(cotangent)
+        _scale(gradient, cotangent, backend)
         return gradient
 
     @staticmethod

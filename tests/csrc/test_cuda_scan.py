@@ -152,6 +152,26 @@ def test_what_is_not_finite_stays_in_its_trajectory(kernels, lengths, bad, devic
         assert torch.equal(~forwards.isfinite(), (step >= at) & (step < stop))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("coefficient", [0.5, 1e-30])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_infinity_goes_to_the_end(kernels, coefficient, reverse, dtype, device):
+    """Products of many coefficients are below the smallest number, but times an infinity an infinity, as step by step."""
+    x = torch.zeros(20_000, dtype=dtype)
+    x[-1 if reverse else 0] = float("inf")
+    for links in (torch.full_like(x, coefficient).to(device), coefficient):
+        assert (kernels.recurrence(x.to(device), links, None, reverse) == float("inf")).all()
+
+
+def test_what_has_faded_stays_so(kernels, device):
+    """10²⁰ fades by 3000 factors of ½, and as many of 2, whose product overflows, do not bring it back."""
+    links = torch.cat([torch.full((3000,), 0.5), torch.full((3000,), 2.0)])
+    x = torch.zeros(6000)
+    x[0] = 1e20
+    found = kernels.recurrence(x.to(device), links.to(device), None, False)
+    assert (found[3000:].abs() < 1e-20).all()
+
+
 def test_unused_links_may_be_anything(kernels, device):
     x, links = torch.ones(12), torch.full((12,), 0.5)
     offsets = torch.tensor([0, 5, 12])

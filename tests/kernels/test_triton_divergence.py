@@ -376,3 +376,16 @@ class TestOnAGpu:
         divergence(x, offsets, Estimate(None, term("reverse_kl"), value, gradient))
         assert value.item() == pytest.approx(-3 / 4, rel=1e-2)
         assert (gradient == -1 / 4).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 1023, 2048, 5000])
+def test_scale(device, count, dtype):
+    """As torch's product, every element rounded once; the interpreter's bfloat16 cuts what torch rounds."""
+    tolerance = 2.0**-7 if dtype == torch.bfloat16 else 0.0
+    steps = torch.randn(count + 1, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    for factor in (0.0, -1.5, 1.0, math.nan):
+        scaled = steps.clone()
+        kernels.scale(scaled[:count], torch.tensor(factor, dtype=dtype, device=device))
+        assert torch.equal(scaled[count:], steps[count:])
+        torch.testing.assert_close(scaled[:count], steps[:count] * factor, rtol=tolerance, atol=0, equal_nan=True)

@@ -102,4 +102,8 @@ BUILDS = {
         )
         for element, block in (("fp64", 1024), ("fp32", 2048), ("bf16", 2048))
     ],
+    "scale_kernel": [
+        Build({"steps": f"*{element}", "factor": f"*{element}", "count": "i64"}, {"block": block}, num_warps=8)
+        for element, block in (("fp64", 1024), ("fp32", 2048), ("bf16", 2048))
+    ],
 }
