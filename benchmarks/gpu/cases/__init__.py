@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from benchmarks.gpu.case import Case
 
-from . import divergence, hypergradient, linearization, preference, sac, scan, token_log_prob
+from . import divergence, gaussian, hypergradient, linearization, preference, sac, scan, token_log_prob
 
-TOPICS = (sac, hypergradient, linearization, token_log_prob, divergence, scan, preference)
+TOPICS = (sac, hypergradient, linearization, token_log_prob, divergence, scan, preference, gaussian)
 
 
 def all_cases(*, tiny: bool = False) -> list[Case]:

@@ -29,8 +29,21 @@ ITERATIONS = 100
 EAGER = "CG over kept graphs, eager"
 
 
+VECTORS, TINY_VECTORS = 80_000, 40
+"""Parameters of a policy 24→256→256→6, about."""
+
+
 def cases(tiny: bool) -> list[Case]:
-    """Solves have the bar."""
+    """Solves have the bar; what lies between their products is a contest of its own."""
+    number = TINY_VECTORS if tiny else VECTORS
+    vectors = Case(
+        topic="hypergradient",
+        name=f"vectors {number}",
+        setup=partial(_vectors, number),
+        tests=("_cg",),
+        op="cg_vectors",
+        size=number,
+    )
     return [
         Case(
             topic="hypergradient",
@@ -42,7 +55,31 @@ def cases(tiny: bool) -> list[Case]:
         )
         for what, setup in (("solve", _solve), ("hypergradient", _whole))
         for width, number, damping in (TINY if tiny else SIZES)
-    ]
+    ] + [vectors]
+
+
+def _vectors(number: int, lab: Lab) -> Setup:
+    """A solve with a product that costs next to nothing: that with a diagonal matrix."""
+    diagonal = torch.linspace(1.0, 10.0, number, device=lab.device)
+    rhs = torch.randn(number, generator=torch.Generator(lab.device).manual_seed(0), device=lab.device)
+    solver = parl.CG(rtol=RTOL, max_iterations=ITERATIONS)
+
+    def ours(backend: str) -> Run:
+        require("cg_vectors", backend, lab.device)
+
+        def run() -> Tensor:
+            with backend_context(backend):
+                return solver(lambda vector: diagonal * vector, rhs).value
+
+        return run
+
+    def check(answer: Any) -> float:
+        residual = float((rhs.double() - diagonal.double() * answer.double()).norm() / rhs.double().norm())
+        if not residual <= 1.05 * RTOL:
+            raise WrongAnswer(f"its true residual is {residual:.1e}, {RTOL:.0e} is allowed")
+        return residual
+
+    return Setup(check=check, ours=by_backend(ours), alone=False)
 
 
 def _solve(width: int, number: int, damping: float, lab: Lab) -> Setup:
