@@ -13,29 +13,21 @@ import torch
 from tests.ops.ragged import offsets_of
 
 pytest.importorskip("triton")
-from tests.kernels import test_triton_categorical as categorical
 from tests.kernels import test_triton_preference as preference
 from tests.kernels import test_triton_scan as scans
 
 
-def scan(device, monkeypatch):
+def scan(device):
     lengths = [3, 0, scans.BLOCK + 1, scans.SIZES.long + 5, 1]
     offsets = offsets_of(lengths)
     scans.check(lengths, torch.float32, device, offsets, offsets.to(device))
 
 
-def preference_loss(device, monkeypatch):
+def preference_loss(device):
     preference.test_ragged(device, None, [3, 0, preference.BLOCK + 1, 5], torch.float32)
 
 
-def categorical_log_prob(device, monkeypatch):
-    categorical.use("long", monkeypatch)
-    given = categorical.example(5, 1100, torch.float32, device)
-    for one, other in zip(categorical.computed(*given), categorical.exact(*given), strict=True):
-        categorical.close(one, other, torch.float32)
-
-
-CHECKS = {"scan": scan, "preference": preference_loss, "categorical": categorical_log_prob}
+CHECKS = {"scan": scan, "preference": preference_loss}
 
 
 def tuned(module):
@@ -50,7 +42,7 @@ CASES = [
     (name, number)
     for name in CHECKS
     for number in range(
-        max((len(c) for _, c in tuned(importlib.import_module(f"parl_core.kernels.triton_{name}"))), default=0)
+        max(len(configs) for _, configs in tuned(importlib.import_module(f"parl_core.kernels.triton_{name}")))
     )
 ]
 
@@ -59,7 +51,7 @@ CASES = [
 def test_every_configuration(device, poisoned_memory, monkeypatch, name, number):
     for kernel, configs in tuned(importlib.import_module(f"parl_core.kernels.triton_{name}")):
         monkeypatch.setattr(kernel, "configs", [configs[number % len(configs)]])
-    CHECKS[name](device, monkeypatch)
+    CHECKS[name](device)
 
 
 @pytest.mark.parametrize(("untuned", "expected"), [("1", "1"), ("", "4")])
