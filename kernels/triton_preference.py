@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from parl_core.kernels.triton_common import LAUNCH, accumulator, autotune, program
 from parl_core.kernels.triton_math import log1p
 from parl_core.kernels.triton_steps import bounds, load, places, spans, store
-from torch import Tensor
-
 from parl_core.ops.accelerators import interpreted
 
 # Bytes of a tile, in the dtype that is computed in, to choose from; and the most of one segment in it.

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from parl_core.kernels.triton_common import LAUNCH, accumulator, autotune, number, program
 from parl_core.kernels.triton_scan_parts import REST, SUMMARY, WHOLE, chunks, part, scan, summarise
 from parl_core.kernels.triton_steps import bounds, lane_of, load, places, store
-from torch import Tensor
-
 from parl_core.ops.accelerators import interpreted
 
 

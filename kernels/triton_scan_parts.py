@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from parl_core.kernels.triton_common import program
 from parl_core.kernels.triton_steps import spans
 

@@ -11,7 +11,6 @@ from torch.autograd import gradcheck, gradgradcheck
 pytest.importorskip("triton")
 from parl_core.kernels import triton_divergence as kernels
 from parl_core.kernels.triton_divergence import Estimate, divergence, divergence_terms
-
 from parl_core.ops import f_divergence
 from parl_core.ops.f_divergence import reference, reference_product
 from parl_core.ops.f_divergence_elementwise import reference_terms

@@ -168,7 +168,6 @@ def test_a_hessian_product_takes_one_kernel_which_finds_what_is_along_too(inputs
     """What autograd asks for when it differentiates the gradient is computed together."""
     pytest.importorskip("triton")
     from parl_core.kernels import triton_categorical
-
     from parl_core.ops import categorical_terms
 
     calls = []
