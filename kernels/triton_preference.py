@@ -13,10 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from parl_core.kernels.triton_common import LAUNCH, accumulator, autotune, program
-from parl_core.kernels.triton_math import log1p
-from parl_core.kernels.triton_steps import bounds, load, places, spans, store
 from parl_core.ops.accelerators import interpreted
+
+from .triton_common import LAUNCH, accumulator, autotune, program
+from .triton_math import log1p
+from .triton_steps import bounds, load, places, spans, store
 
 # Bytes of a tile, in the dtype that is computed in, to choose from; and the most of one segment in it.
 _TILES, _BLOCK = ((1024,), 256) if interpreted() else ((1 << 13, 1 << 12), 1 << 12)

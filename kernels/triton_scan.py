@@ -19,10 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from parl_core.kernels.triton_common import LAUNCH, accumulator, autotune, number, program
-from parl_core.kernels.triton_scan_parts import REST, SUMMARY, WHOLE, chunks, part, scan, summarise
-from parl_core.kernels.triton_steps import bounds, lane_of, load, places, store
 from parl_core.ops.accelerators import interpreted
+
+from .triton_common import LAUNCH, accumulator, autotune, number, program
+from .triton_scan_parts import REST, SUMMARY, WHOLE, chunks, part, scan, summarise
+from .triton_steps import bounds, lane_of, load, places, store
 
 
 class _Sizes(NamedTuple):

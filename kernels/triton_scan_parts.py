@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from parl_core.kernels.triton_common import program
-from parl_core.kernels.triton_steps import spans
+from .triton_common import program
+from .triton_steps import spans
 
 WHOLE, SUMMARY, REST = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
