@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..offsets import reads_are_free
 from . import categorical_compiled  # noqa: F401  (registers the nodes)
 from .categorical_autograd import Compiled, Via, fisher, value
 from .categorical_terms import FISHER, KERNEL_DEVICES, VALUE, log_prob_of, reference_fisher
 from .registry import Op
-from .segments import check_like, is_traced
+from .segments import check_like, is_traced, is_wrapped
 
 
 def categorical_log_prob(logits: Tensor, actions: Tensor, *, backend: str | None = None) -> Tensor:
     """log softmax(logits)[action] of every step, differentiable in `logits` at any order.
 
     −∞ among a step's logits is a probability of 0, with derivatives of 0; an action that has it gives −∞. An action
-    outside of 0 … V−1 is an IndexError on the CPU. On a GPU, where the host does not wait to look, the reference fails a
-    device-side assertion, and kernels return NaN for that step and its gradient.
+    outside of 0 … V−1 is an IndexError where the reference runs on the CPU. On a GPU, where the host does not wait to look,
+    the reference fails a device-side assertion, and kernels return NaN for that step and its gradient.
 
     Args:
         logits: (T, V), floating point, unnormalised.
@@ -34,11 +35,15 @@ def categorical_log_prob(logits: Tensor, actions: Tensor, *, backend: str | None
     Raises:
         TypeError: a wrong dtype or type.
         ValueError: a wrong shape or device.
+        IndexError: an action outside of 0 … V−1, see above.
         BackendError: the backend asked for cannot be used here.
     """
     actions = _check(logits, actions)
     via = _route(VALUE, logits, backend)
-    return log_prob_of(logits, actions) if via == "reference" else value(logits, actions, via)[0]
+    if via != "reference":
+        return value(logits, actions, via)[0]
+    _check_range(logits, actions)
+    return log_prob_of(logits, actions)
 
 
 def categorical_fisher(logits: Tensor, tangent: Tensor, *, backend: str | None = None) -> Tensor:
@@ -87,6 +92,16 @@ def _check(logits: Tensor, actions: Tensor) -> Tensor:
     if actions.device != logits.device:
         raise ValueError(f"actions must be on the device of logits, {logits.device}, got {actions.device}")
     return actions.reshape(steps).long()
+
+
+def _check_range(logits: Tensor, actions: Tensor) -> None:
+    """Refuse actions that there are not, where looking costs nothing."""
+    if not actions.numel() or not reads_are_free(actions.device) or is_traced(actions) or is_wrapped(actions):
+        return
+    low, high = actions.aminmax()
+    if low < 0 or high >= logits.shape[1]:
+        wrong = low if low < 0 else high
+        raise IndexError(f"actions must be in 0 … V−1 with V = {logits.shape[1]}, got {wrong.item()}")
 
 
 def _check_logits(logits: Tensor) -> None:

@@ -7,9 +7,11 @@ import gc
 import importlib
 import threading
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import parl_core as parl
 from parl_core.hypergrad import curvature as curvatures
@@ -453,3 +455,23 @@ def test_what_cannot_be_captured_says_so():
     rhs = torch.ones(3, device="cuda")
     with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
         parl.capture_solve(parl.CG(), lambda: lambda v: v * float(v.norm()), rhs)
+
+
+def test_the_page_tells_how_many_operations_an_iteration_takes(monkeypatch):
+    """Of the loop on an accelerator, beside a product that takes none."""
+
+    class Count(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.number += 1
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(drive, "reads_are_free", lambda device: False)
+    numbers = []
+    for iterations in (10, 11):
+        with parl.backend("reference"), Count() as count:
+            parl.CG(rtol=1e-30, max_iterations=iterations)(lambda v: v, torch.ones(50, dtype=torch.float64))
+        numbers.append(count.number)
+    page = (Path(__file__).parents[2] / "docs" / "captured_solves.md").read_text()
+    assert f"| {numbers[1] - numbers[0]} operations of torch, counted |" in page

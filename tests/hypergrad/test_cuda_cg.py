@@ -27,7 +27,7 @@ DTYPES = pytest.mark.parametrize(
 @pytest.fixture(autouse=True)
 def unseen(monkeypatch):
     """Both run as where the host may look at nothing."""
-    monkeypatch.setattr(drive, "_host_reads_are_free", lambda device: False)
+    monkeypatch.setattr(drive, "reads_are_free", lambda device: False)
     with repeating(all_times):
         yield
 

@@ -239,9 +239,9 @@ def test_away_from_the_cpu_the_host_waits_only_at_the_end(name, kind, monkeypatc
     """The device loop, run on the CPU: the same result, and nothing is read before it."""
     matrix, rhs = symmetric(OPERATORS[kind])
     for limit in (60, 160):
-        monkeypatch.setattr(drive, "_host_reads_are_free", lambda device: True)
+        monkeypatch.setattr(drive, "reads_are_free", lambda device: True)
         on_cpu = SOLVERS[name](1e-9, limit)(lambda v: matrix @ v, rhs)
-        monkeypatch.setattr(drive, "_host_reads_are_free", lambda device: False)
+        monkeypatch.setattr(drive, "reads_are_free", lambda device: False)
         elsewhere = solved_unseen(SOLVERS[name](1e-9, limit), lambda v: matrix @ v, rhs)
         assert elsewhere.status is on_cpu.status
         assert elsewhere.iterations == on_cpu.iterations

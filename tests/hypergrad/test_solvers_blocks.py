@@ -172,9 +172,9 @@ def test_away_from_the_cpu_a_block_waits_only_at_the_end(name, kind, monkeypatch
     matrix, _ = symmetric(OPERATORS[kind])
     rhs = right_hand_sides(matrix)
     for limit in (60, 160):
-        monkeypatch.setattr(drive, "_host_reads_are_free", lambda device: True)
+        monkeypatch.setattr(drive, "reads_are_free", lambda device: True)
         on_cpu = SOLVERS[name](1e-9, limit)(Counted(matrix), rhs)
-        monkeypatch.setattr(drive, "_host_reads_are_free", lambda device: False)
+        monkeypatch.setattr(drive, "reads_are_free", lambda device: False)
         elsewhere = solved_unseen(SOLVERS[name](1e-9, limit), Counted(matrix), rhs)
         assert (elsewhere.status, elsewhere.iterations) == (on_cpu.status, on_cpu.iterations)
         torch.testing.assert_close(elsewhere.value, on_cpu.value, rtol=1e-9, atol=1e-9)

@@ -201,9 +201,10 @@ def test_masked_tokens(backend, device):
     assert masked.tolist() == [-torch.inf, -torch.inf]
 
 
-def test_an_action_out_of_range_raises_on_the_cpu():
-    with pytest.raises((IndexError, RuntimeError), match="index 3 is out of bounds"):
-        categorical_log_prob(torch.zeros(1, 3), torch.tensor([3]), backend="reference")
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_an_action_out_of_range_raises_on_the_cpu(wrong):
+    with pytest.raises(IndexError, match=f"actions must be in 0 … V−1 with V = 3, got {wrong}"):
+        categorical_log_prob(torch.zeros(2, 3), torch.tensor([1, wrong]), backend="reference")
 
 
 def test_compiled(backend, inputs):

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .drive import _host_reads_are_free
+from ...offsets import reads_are_free
 from .solution import LinearOperator, Solution, Solver, damping_of
 from .system import System, norms
 
@@ -153,7 +153,7 @@ def _ritz_values(system: System, products: int) -> Tensor:
     basis, images = vector.new_zeros(0, size), vector.new_zeros(0, size)
     largest = torch.zeros_like(norms(vector))
     for _ in range(min(products, size)):
-        if _host_reads_are_free(vector.device) and not bool(vector.any()):
+        if reads_are_free(vector.device) and not bool(vector.any()):
             break
         image = system.product(vector)
         basis, images = torch.cat([basis, vector[None]]), torch.cat([images, image[None]])

@@ -28,6 +28,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ...offsets import reads_are_free
 from .solution import Status
 from .system import Outcome, System, all_finite, norms, rounding_allowance, true_rows
 
@@ -85,7 +86,7 @@ def launch(method: Method[State], system: System, *, rtol: float, max_iterations
     count = torch.zeros_like(state.norm, dtype=torch.int64)
     best = torch.full_like(state.norm, float("inf"))  # the smallest residual that a restart began from
     failures = torch.zeros_like(count)  # restarts in a row that began from no less than half of it
-    look = _host_reads_are_free(x.device)
+    look = reads_are_free(x.device)
     every = list(range(state.norm.numel()))
     taken, unchecked = 0, list[int]()  # the rows whose norm is the recurrence's
 
@@ -177,7 +178,7 @@ def _check(
         norm = torch.where(asked, norm, state.norm)
     again = (norm > rtol) & ((state.norm <= rtol) | (norm > 2.0 * state.norm))
     corrected = dataclasses.replace(state, norm=norm)
-    if _host_reads_are_free(norm.device) and not bool(again.any()):
+    if reads_are_free(norm.device) and not bool(again.any()):
         return corrected, again
     fresh = dataclasses.replace(
         method.start(state.x, residual),
@@ -243,7 +244,3 @@ def _status(
     if halted:
         return halt_status
     return Status.STAGNATED if stagnated else Status.MAX_ITERATIONS
-
-
-def _host_reads_are_free(device: torch.device) -> bool:
-    return device.type == "cpu"
