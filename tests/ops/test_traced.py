@@ -182,7 +182,7 @@ BY_BACKEND = [(name, None) for name in CASES] + [
 @pytest.mark.parametrize(("case", "backend"), BY_BACKEND, indirect=["case"])
 def test_on_an_accelerator_a_second_call_reads_no_number(case, backend, monkeypatch):
     """Tensors on the CPU stand in for those on an accelerator."""
-    for module in ("offsets", "ops.f_divergence"):
+    for module in ("offsets", "ops.f_divergence", "ops.categorical_log_prob"):
         monkeypatch.setattr(importlib.import_module(f"parl_core.{module}"), "reads_are_free", lambda device: False)
     offsets, inputs = offsets_of(STEPS), inputs_of(case)
     with ops.backend(backend) if backend else contextlib.nullcontext():
