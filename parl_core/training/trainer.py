@@ -21,8 +21,9 @@ from ..envs.interface import Environment
 from ..errors import ConfigError
 from ..models.rewards import RewardEnsemble
 from ..preference.reward_learning import PreferenceDataset, RewardFit, RewardLearner
-from ..preference.samplers import Queries, disagreement, uniform
-from ..preference.teachers import OracleTeacher
+from ..preference.label_sources import check_labels
+from ..preference.samplers import SAMPLERS, Queries, uniform
+from ..preference.teachers import TEACHERS, ScriptedTeacher
 from ..rl.replay import ReplayBuffer
 from ..rl.rollout import EpisodeStore, Evaluation, evaluate
 from ..rl.sac import SAC
@@ -105,7 +106,12 @@ class Trainer:
             env.obs_dim,
             env.act_dim,
         )
-        self.teacher = OracleTeacher()
+        self.teacher = ScriptedTeacher(
+            TEACHERS["oracle"],
+            segment_length=config.reward.segment_length,
+            horizon=env.horizon,
+            generator=torch.Generator().manual_seed(seed["teacher"]),
+        )
         self.exploration = StateEntropyReward(
             torch.Generator().manual_seed(seed["exploration"]), max_references=config.entropy_references
         )
@@ -242,13 +248,12 @@ class Trainer:
         return min(wanted, self.episodes.count_episodes(length) // 2)
 
     def _label(self, queries: Queries) -> None:
-        self.dataset.append(queries, self.teacher.label(queries.first.true_rewards, queries.second.true_rewards))
+        self.dataset.append(queries, check_labels(self.teacher.label(queries.first, queries.second), len(queries)))
 
     def _choose_queries(self, count: int, is_first: bool) -> Queries:
         length = self.config.reward.segment_length
-        if is_first or self.config.reward.sampler == "uniform":
-            return uniform(self.episodes, count, length, self.generator)
-        return disagreement(self.episodes, count, length, self.generator, self.reward)
+        sampler = SAMPLERS["uniform" if is_first else self.config.reward.sampler]
+        return sampler(self.episodes, count, length, self.generator, self.reward, labelled=self.dataset.segments)
 
     def _evaluate(self) -> Evaluated:
         result = evaluate(self.eval_env, lambda o: self.agent.act(o, deterministic=True), self.config.eval_episodes)
@@ -315,7 +320,7 @@ class Trainer:
 
 def seeds(seed: int) -> dict[str, int]:
     """Independent seeds for everything random in a run, each below 2³²."""
-    names = ("env", "eval_env", "init", "loop", "agent", "reward", "exploration")
+    names = ("env", "eval_env", "init", "loop", "agent", "reward", "exploration", "teacher")
     return dict(zip(names, np.random.SeedSequence(seed).generate_state(len(names)).tolist(), strict=True))
 
 
