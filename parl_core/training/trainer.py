@@ -20,8 +20,8 @@ from torch import Tensor
 from ..envs.interface import Environment
 from ..errors import ConfigError
 from ..models.rewards import RewardEnsemble
-from ..preference.reward_learning import PreferenceDataset, RewardFit, RewardLearner
 from ..preference.label_sources import check_labels
+from ..preference.reward_learning import PreferenceDataset, RewardFit, RewardLearner
 from ..preference.samplers import SAMPLERS, Queries, uniform
 from ..preference.teachers import TEACHERS, ScriptedTeacher
 from ..rl.replay import ReplayBuffer

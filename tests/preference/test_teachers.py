@@ -47,7 +47,7 @@ def judge(teacher: ScriptedTeacher, pairs: list[tuple[list[float], list[float]]]
 
 
 def test_the_presets_are_those_of_bpref():
-    assert TEACHERS == {
+    expected = {
         "oracle": TeacherConfig(beta=-1, discount=1, mistake=0, skip=0, equal=0),
         "mistake": TeacherConfig(beta=-1, discount=1, mistake=0.1, skip=0, equal=0),
         "noisy": TeacherConfig(beta=1, discount=1, mistake=0, skip=0, equal=0),
@@ -55,6 +55,7 @@ def test_the_presets_are_those_of_bpref():
         "equal": TeacherConfig(beta=-1, discount=1, mistake=0, skip=0, equal=0.1),
         "myopic": TeacherConfig(beta=-1, discount=0.9, mistake=0, skip=0, equal=0),
     }
+    assert expected == TEACHERS
 
 
 def test_the_oracle_by_hand():
@@ -266,5 +267,7 @@ def test_what_no_teacher_can_be_is_refused(field, value):
 
 def test_lengths_below_one_are_refused():
     for length, horizon in ((0, 1), (1, 0)):
-        with pytest.raises(ValueError, match=f"segment_length and horizon must be at least 1, got {length} and {horizon}"):
+        with pytest.raises(
+            ValueError, match=f"segment_length and horizon must be at least 1, got {length} and {horizon}"
+        ):
             make_teacher(TEACHERS["oracle"], length=length, horizon=horizon)
