@@ -180,7 +180,7 @@ def test_pairs_that_cover_are_those_of_brute_force(name, margin, labelled):
 
 
 def test_k_center_by_hand():
-    """On a line, centre at 0: 10 is the farthest; then 5, which lies 5 from both; then −4 with its 4; 1 before 6, both 1 away."""
+    """On a line, centre at 0: 10 is the farthest; then 5, which lies 5 from both; then −4; 1 before 6, both 1 away."""
     points = torch.tensor([1.0, -4.0, 5.0, 6.0, 10.0]).unsqueeze(1)
     assert k_center(points, torch.zeros(1, 1), 5).tolist() == [4, 2, 1, 0, 3]
     assert k_center(points, torch.empty(0, 1), 2).tolist() == [0, 4]

@@ -193,12 +193,13 @@ def test_a_noisy_one_of_great_returns_is_a_rational_one():
 
 def test_bpref_the_share_multiplies_again_from_the_second_session_on():
     """m = 20·2/20 = 2: thresholds .5·2 = 1 in the first session, .5²·2 = .5 later; ours stay 1."""
-    pairs = [([0.0, 0.0], [0.75, 0.0]), ([3.0, 0.0], [3.75, 0.0])]
+    pairs = [([0.0, 0.0], [0.75, 0.0]), ([3.0, 0.0], [3.75, 0.0]), ([0.0, 0.0], [0.4, 0.0]), ([3.0, 0.0], [3.4, 0.0])]
     config = TeacherConfig(skip=0.5, equal=0.5)
     theirs = make_teacher(config, returns=(20.0,) * 10, bpref_compat=True)
-    assert [judge(theirs, pairs) for _ in range(3)] == [[None, 0.5], [1.0, 1.0], [1.0, 1.0]]
+    later = [1.0, 1.0, None, 0.5]
+    assert [judge(theirs, pairs) for _ in range(3)] == [[None, 0.5, None, 0.5], later, later]
     ours = make_teacher(config, returns=(20.0,) * 10)
-    assert [judge(ours, pairs) for _ in range(3)] == [[None, 0.5]] * 3
+    assert [judge(ours, pairs) for _ in range(3)] == [[None, 0.5, None, 0.5]] * 3
 
 
 def test_bpref_a_tie_goes_to_the_first_segment():

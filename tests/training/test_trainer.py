@@ -123,8 +123,9 @@ def test_the_first_session_is_uniform_and_the_others_as_configured(monkeypatch, 
     import parl_core.training.trainer as module
 
     calls = []
-    real = module.disagreement
-    monkeypatch.setattr(module, "disagreement", lambda *args: calls.append(args[1]) or real(*args))
+    real = module.SAMPLERS["disagreement"]
+    spy = lambda *args, **options: calls.append(args[1]) or real(*args, **options)  # noqa: E731
+    monkeypatch.setitem(module.SAMPLERS, "disagreement", spy)
     config = tiny_config("pebble")
     trainer = make("pebble", reward=replace(config.reward, sampler=sampler))
     list(trainer.run())
@@ -196,7 +197,7 @@ def test_upper_and_lower_data_share_no_episode_also_where_some_are_too_short(mon
 
 def test_ties_alone_leave_the_accuracy_empty():
     trainer = make("pebble")
-    trainer.teacher.label = lambda first, second: torch.full((len(first),), 0.5)
+    trainer.teacher.label = lambda first, second: torch.full((len(first.true_rewards),), 0.5)
     shown = rows(trainer.run())
     assert [row["labels"] for row in shown] == [8, 18, 18]
     assert all(row["reward_accuracy"] is None and row["reward_loss"] > 0 for row in shown)
