@@ -96,8 +96,6 @@ class TrainConfig:
     """Extra SAC updates after the critic is reset at the first session."""
     update_interval: int = 1
     """Environment steps per SAC update."""
-    entropy_references: int | None = None
-    """State-entropy exploration measures distances to this many random states of the replay; None for all."""
     replay_capacity: int = 1_000_000
     """Transitions kept."""
     eval_interval: int = 10_000
@@ -195,8 +193,6 @@ class TrainConfig:
         for name, number in at_most_one.items():
             if not 0 <= number <= 1:
                 raise ConfigError(f"{name} must lie in [0, 1], got {number}")
-        if self.entropy_references is not None and self.entropy_references < 10:
-            raise ConfigError(f"entropy_references must be at least 10, or None for all, got {self.entropy_references}")
         if self.random_steps < 10 or self.replay_capacity < 10:
             raise ConfigError(
                 f"random_steps and replay_capacity must be at least 10, got {self.random_steps} and "

@@ -106,9 +106,7 @@ class Trainer:
             env.act_dim,
         )
         self.teacher = OracleTeacher()
-        self.exploration = StateEntropyReward(
-            torch.Generator().manual_seed(seed["exploration"]), max_references=config.entropy_references
-        )
+        self.exploration = StateEntropyReward(env.obs_dim)
         self.implicit = ImplicitTerm(config.implicit, config.sac.discount)
         self.step = 0
         self.episodes_done = 0
@@ -132,7 +130,9 @@ class Trainer:
                 step = self.env.step(action)
                 self.step += 1
                 reward = self._reward(observation, action, step.reward)
-                self.replay.add(observation, action, reward, step.observation, step.terminated)
+                row = self.replay.add(observation, action, reward, step.observation, step.terminated)
+                if not self.reward_ready:
+                    self.exploration.add(observation, row)
                 self.episodes.add(observation, action, step.reward)
                 observation = step.observation
                 true_return += step.reward
@@ -174,9 +174,7 @@ class Trainer:
     def _update_agent(self) -> None:
         batch = self.replay.sample(self.config.sac.batch_size, self.generator)
         if not self.reward_ready:
-            batch = batch._replace(
-                rewards=self.exploration(batch.observations, batch.indices, self.replay.observations)
-            )
+            batch = batch._replace(rewards=self.exploration(batch.indices))
         self._critic_loss = self.agent.update(batch)["critic_loss"]
 
     def _session_due(self) -> bool:
