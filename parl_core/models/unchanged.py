@@ -53,7 +53,8 @@ def change_of(module: nn.Module, name: str) -> str | None:
 def _is_changed(part: nn.Module) -> bool:
     if _has_hooks(part):
         return True
-    return not _class_names(type(part)).isdisjoint(vars(part)) and bool(_replaced(part))
+    kind: type = type(part)
+    return not _class_names(kind).isdisjoint(vars(part)) and bool(_replaced(part))
 
 
 def _has_hooks(part: nn.Module) -> bool:

@@ -38,21 +38,21 @@ def exact(states: np.ndarray, k: int = 5) -> np.ndarray:
 def distances_of(reward: StateEntropyReward) -> np.ndarray:
     """What it would hand out for all states, before the division."""
     rewards = copy.deepcopy(reward)
-    return rewards(torch.arange(len(reward))).double().numpy() * rewards.moments.std
+    found = rewards(torch.arange(len(reward))).double().numpy()
+    return found * max(rewards.moments.std, np.finfo(np.float32).eps)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("scale", [1.0, 0.02])
-@pytest.mark.parametrize("dim", [1, 6, 39])
+@pytest.mark.parametrize(("scale", "dim"), [(1.0, 1), (0.02, 6), (1.0, 39)])
 def test_every_state_knows_its_neighbours_at_every_moment(isa, name, scale, dim):
-    states = cloud(90, scale, dim=dim)
+    states = cloud(70, scale, dim=dim)
     reward = StateEntropyReward(dim)
     with backend(name):
         for row, state in enumerate(states):
             reward.add(state, row)
             if row > 0:
                 np.testing.assert_allclose(distances_of(reward), exact(states[: row + 1]), rtol=1e-5, atol=1e-30)
-    assert len(reward) == 90
+    assert len(reward) == 70
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -69,7 +69,6 @@ def test_rows_that_are_overwritten_leave_no_trace(name, capacity, count, k, dist
             ring = np.concatenate((ring[:row], state[None], ring[row + 1 :]))
             reward.add(state, row)
     if len(ring) > 1:
-        # A NaN where all distances are zero would show: the division is by the smallest number then.
         np.testing.assert_allclose(distances_of(reward), exact(ring, k), rtol=1e-5, atol=1e-30)
 
 
