@@ -193,7 +193,8 @@ double preference_gradient(std::int64_t members, const py::list& weights, const 
     }
     const auto* const bounds = offsets.as<std::int64_t>();
     if (bounds[0] != 0 || bounds[members] != num_pairs || !std::is_sorted(bounds, bounds + members + 1)) {
-        throw py::value_error("offsets must rise from 0 to the number of pairs, " + std::to_string(num_pairs));
+        throw py::value_error("offsets must rise from 0 to the number of pairs, " +
+                              std::to_string(num_pairs));
     }
     const cpu::EnsembleGradients<T> gradients = call.gradients(weight_gradients, bias_gradients);
     T* const logits = call.values(logits_tensor, num_pairs, "logits");

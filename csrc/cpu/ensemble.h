@@ -40,13 +40,13 @@ struct EnsembleInputs {
 // offsets[k] to offsets[k + 1], none being allowed.
 template <typename T>
 struct EnsemblePairs {
-    const T* steps;                // (…, inputs)
-    const std::int64_t* starts;    // (pairs, 2): first rows
-    const std::int64_t* lengths;   // (pairs,), in rows
-    std::int64_t longest;          // of lengths
-    const T* labels;               // (pairs,)
-    const std::int64_t* offsets;   // (members + 1,)
-    std::int64_t batch_size;       // what the sum of a member's losses is divided by
+    const T* steps;               // (…, inputs)
+    const std::int64_t* starts;   // (pairs, 2): first rows
+    const std::int64_t* lengths;  // (pairs,), in rows
+    std::int64_t longest;         // of lengths
+    const T* labels;              // (pairs,)
+    const std::int64_t* offsets;  // (members + 1,)
+    std::int64_t batch_size;      // what the sum of a member's losses is divided by
 };
 
 // Elements of memory that the functions below take: aligned to 64 bytes, zero before their first use, and

@@ -170,7 +170,7 @@ class EpisodeStore:
         """All steps, and the lengths of the episodes, the running one last."""
         episodes = (*self._finished, self._running[: self._running_length])
         lengths = torch.tensor([len(episode) for episode in episodes])
-        return {"steps": torch.cat(episodes), "lengths": lengths, "num_ended": self._num_ended}
+        return {"steps": torch.cat(episodes), "lengths": lengths, "num_ended": torch.tensor(self._num_ended)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned, from a store of the same sizes."""
@@ -181,7 +181,7 @@ class EpisodeStore:
         self._finished = deque(finished, maxlen=self._finished.maxlen)
         self._set_running(running, max(len(running), FIRST_ROWS))
         self._running_length = len(running)
-        self._num_ended = state["num_ended"]
+        self._num_ended = int(state["num_ended"])
 
     @property
     def _first_kept(self) -> int:
