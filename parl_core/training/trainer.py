@@ -283,8 +283,8 @@ class Trainer:
             "last_session": None if session is None else _pack_session(session),
             "critic_loss": self._critic_loss,
             "generator": self.generator.get_state(),
-            "env": self.env.rng_state(),
-            "eval_env": self.eval_env.rng_state(),
+            "env": self.env.state(),
+            "eval_env": self.eval_env.state(),
             "agent": self.agent.state_dict(),
             "replay": self.replay.state_dict(),
             "episodes": self.episodes.state_dict(),
@@ -302,8 +302,8 @@ class Trainer:
         self.last_session = _unpack_session(state["last_session"]) if state["last_session"] else None
         self._critic_loss = state["critic_loss"]
         self.generator.set_state(state["generator"])
-        self.env.set_rng_state(state["env"])
-        self.eval_env.set_rng_state(state["eval_env"])
+        self.env.set_state(state["env"])
+        self.eval_env.set_state(state["eval_env"])
         self.agent.load_state_dict(state["agent"])
         self.replay.load_state_dict(state["replay"])
         self.episodes.load_state_dict(state["episodes"])
