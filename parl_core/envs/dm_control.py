@@ -41,8 +41,8 @@ class DMControlEnvironment(Environment):
         # The limit in steps has no public accessor. The episode is cut at the first step that reaches it.
         if math.isinf(self._environment._step_limit):
             self._environment._step_limit = _UNLIMITED_HORIZON
-        # In the lqr domain the model itself is drawn.
-        self._model_changes = ModelChanges(self._environment.physics.model.ptr, keep_all=domain == "lqr")
+        drawn = ("jnt_stiffness",) if domain == "lqr" else ()
+        self._model_changes = ModelChanges(self._environment.physics.model.ptr, drawn=drawn)
         self._task_attributes = Attributes(self._environment.task, self._environment.physics.data.ptr, ("_random",))
         self._slices: list[tuple[str, slice, bool]] = []
         stop = 0

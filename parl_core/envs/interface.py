@@ -101,8 +101,8 @@ class Environment(ABC):
     def state(self) -> dict[str, Any]:
         """Everything that the following steps and resets depend on, the episode under way included.
 
-        Nested dicts of NumPy arrays, numbers, strings and None; none of it changes when the environment goes on. Where
-        `restores_state` is False it says only that.
+        Nested dicts and lists of NumPy arrays, numbers, strings and None; none of it changes when the environment goes
+        on. Where `restores_state` is False it says only that.
 
         Raises:
             ParlError: the simulator holds something that cannot be saved.

@@ -20,17 +20,17 @@ class ModelChanges:
 
     Args:
         model: an `mjModel` just loaded.
-        keep_all: take all arrays for changed, since the next instance's model may be another.
+        drawn: arrays that differ from one instance of the task to the next: they count as changed.
     """
 
-    def __init__(self, model: Any, *, keep_all: bool = False) -> None:
+    def __init__(self, model: Any, *, drawn: Collection[str] = ()) -> None:
         self._model = model
         self._loaded = {
             name: array.copy()
             for name in dir(model)
             if not name.startswith(("__", *_FIXED)) and isinstance(array := getattr(model, name), np.ndarray)
         }
-        self._loaded_bytes = {name: b"" if keep_all else array.tobytes() for name, array in self._loaded.items()}
+        self._loaded_bytes = {name: b"" if name in drawn else array.tobytes() for name, array in self._loaded.items()}
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Copies of the changed arrays by name."""
@@ -79,7 +79,7 @@ def set_integration_state(model: Any, data: Any, state: npt.NDArray[np.float64])
 
 
 class Attributes:
-    """The attributes of a task's object that are numbers, strings, arrays or None.
+    """The attributes of a task's object that are numbers, strings, arrays, lists of numbers or strings, or None.
 
     Arrays that are views of the simulation's data, such as a body's position, are saved as what they are a view of.
     Attributes of other types must stay the ones that they were when the object was made; else `state` raises.
@@ -109,11 +109,11 @@ class Attributes:
             elif isinstance(value, np.generic):
                 state[name] = np.asarray(value)  # keeps the type, on which the arithmetic depends
             elif _is_plain(value):
-                state[name] = value
+                state[name] = list(value) if isinstance(value, list) else value
             elif self._made_with.get(name) != _mark(value):
                 raise ParlError(
                     f"{type(self._owner).__name__}.{name} has changed and is a {type(value).__name__}, which cannot be "
-                    "saved: expected a number, a string, an array or None"
+                    "saved: expected a number, a string, an array, a list of numbers or strings, or None"
                 )
         return state
 
@@ -130,7 +130,7 @@ class Attributes:
             elif isinstance(value, np.ndarray):
                 attributes[name] = value.copy() if value.ndim else value[()]
             else:
-                attributes[name] = value
+                attributes[name] = list(value) if isinstance(value, list) else value
 
     def _own(self) -> list[tuple[str, Any]]:
         return [(name, value) for name, value in vars(self._owner).items() if name not in self._skip]
@@ -160,9 +160,14 @@ def _address(array: npt.NDArray[Any]) -> int:
 def _is_plain(value: object) -> bool:
     if isinstance(value, np.ndarray):
         return value.dtype != object
-    return value is None or isinstance(value, bool | int | float | str | np.generic)
+    if isinstance(value, list):
+        return all(isinstance(element, _NUMBER_OR_STRING) for element in value)
+    return value is None or isinstance(value, (*_NUMBER_OR_STRING, np.generic))
 
 
 def _mark(value: object) -> object:
     """What tells that a value has changed: a container's contents, another object's identity."""
     return repr(value) if isinstance(value, list | tuple | dict) else id(value)
+
+
+_NUMBER_OR_STRING = (bool, int, float, str)
