@@ -209,7 +209,7 @@ def test_a_state_of_another_task_or_a_broken_one_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             env.set_state({**state, "simulator": {**simulator, **changes}})
-    with pytest.raises(ValueError, match="'physics' is missing"):
+    with pytest.raises(ValueError, match="'model' is missing"):
         env.set_state({**state, "simulator": {}})
     with pytest.raises(RuntimeError, match="call reset first"):
         env.step(np.zeros(6))

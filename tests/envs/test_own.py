@@ -5,10 +5,10 @@ import sys
 
 import numpy as np
 import pytest
-from tests.envs.own_tasks import Box, Drift, Gym, SavedDrift
 
 from parl_core.envs import make_env
 from parl_core.errors import NonFiniteError, UnknownNameError
+from tests.envs.own_tasks import Box, Drift, Gym, SavedDrift
 
 
 def test_the_bare_form():

@@ -8,11 +8,11 @@ import time
 
 import numpy as np
 import pytest
-from tests.envs.own_tasks import Drift
 
 from parl_core.envs import make_env, make_environments
 from parl_core.envs.vector import ProcessEnvironments, WorkerDiedError
 from parl_core.errors import UnknownNameError
+from tests.envs.own_tasks import Drift
 
 SEEDS = [4, 7, 1, 9, 2]
 
@@ -54,8 +54,11 @@ def test_the_numbers_are_those_of_each_environment_alone(made, workers):
     random = np.random.default_rng(0)
     for _ in range(4):
         actions = random.uniform(-1, 1, (5, 1))
-        steps, expected = environments.step(actions), [env.step(action) for env, action in zip(alone, actions)]
-        for part, of_each in zip(steps, zip(*expected)):
+        steps, expected = (
+            environments.step(actions),
+            [env.step(action) for env, action in zip(alone, actions, strict=True)],
+        )
+        for part, of_each in zip(steps, zip(*expected, strict=True), strict=True):
             np.testing.assert_array_equal(part, of_each)
         assert [part.dtype for part in steps] == [np.float32, np.float64, bool, bool, bool]
     assert steps.truncated.all()

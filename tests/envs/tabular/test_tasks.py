@@ -305,7 +305,7 @@ def test_state_repeats_the_episode_under_way_and_the_next_ones(name):
         target.set_state(state)
         assert go_on(target) == expected
     for simulator in ({"task": 0, "state": 10**6}, {"task": -1, "state": 0}):
-        with pytest.raises(ValueError, match="state must come from state.* there is no state"):
+        with pytest.raises(ValueError, match=r"state must come from state.* there is no state"):
             env.set_state({**state, "simulator": {**state["simulator"], **simulator}})
 
 
