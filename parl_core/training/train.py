@@ -117,11 +117,12 @@ def _trainer(config: TrainConfig) -> Iterator[Trainer]:
 
 def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Console) -> RunFolder:
     config = trainer.config
+    folder.add_sitting(trainer.step)
     saved_at = trainer.step
 
     def save() -> None:
         nonlocal saved_at
-        folder.save({"config": to_dict(config), "trainer": trainer.state_dict(), "random": vars(random)})
+        folder.save({"config": to_dict(config), "trainer": trainer.state_dict(), "random": vars(random)}, trainer.step)
         saved_at = trainer.step
 
     with Display(config, console) as display, _TensorBoard(folder.path, trainer.step) as board, _CtrlC() as ctrl_c:
