@@ -160,7 +160,7 @@ def _write_manifest(folder: Path, step: int | None, files: _Files) -> None:
         "step": step,
         "files": files,
     }
-    text = json.dumps({**manifest, "sha256": _digest(manifest)}, indent=2) + "\n"
+    text = json.dumps({**manifest, "sha256": _digest(manifest)}, indent=2)
     write_atomically(folder / MANIFEST, text.encode())
 
 
