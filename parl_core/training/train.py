@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +22,11 @@ from .plots import draw_run
 from .run_folder import RunFolder
 from .trainer import EpisodeEnded, Evaluated, Event, SessionEnded, Trainer, seeds
 
+Notice = Callable[[Event], None]
+"""Is told of every event, after it has been written down."""
 
-def train(config: TrainConfig, path: Path, console: Console) -> RunFolder:
+
+def train(config: TrainConfig, path: Path, console: Console, notice: Notice | None = None) -> RunFolder:
     """Train anew into the empty or new folder `path`.
 
     Raises:
@@ -34,10 +37,10 @@ def train(config: TrainConfig, path: Path, console: Console) -> RunFolder:
     _require_extras()
     with _trainer(config) as trainer:
         folder = RunFolder.create(path, config)
-        return _begin(trainer, folder, console)
+        return _begin(trainer, folder, console, notice)
 
 
-def resume(path: Path, steps: int | None, console: Console) -> RunFolder:
+def resume(path: Path, steps: int | None, console: Console, notice: Notice | None = None) -> RunFolder:
     """Go on with the run in `path` from its last checkpoint (from the start if it has none), to `steps` if given.
 
     Raises:
@@ -55,7 +58,7 @@ def resume(path: Path, steps: int | None, console: Console) -> RunFolder:
             kept = f"; its evaluations so far are in {aside}" if aside else ""
             _say(console, f"{path} has no checkpoint: the run begins anew{kept}")
             folder.write_json("config.json", to_dict(config))
-            return _begin(trainer, folder, console)
+            return _begin(trainer, folder, console, notice)
     state = folder.load()
     _refuse_changes(from_dict(state["config"]), config, path)
     random = Evaluation(**{**state["random"], "returns": tuple(state["random"]["returns"])})
@@ -71,13 +74,13 @@ def resume(path: Path, steps: int | None, console: Console) -> RunFolder:
         folder.set_rows(state["rows"])
         folder.write_json("config.json", to_dict(config))
         _say(console, f"{config.algorithm} on {config.env} goes on at step {trainer.step} in {path}")
-        return _run(trainer, folder, random, console)
+        return _run(trainer, folder, random, console, notice)
 
 
-def _begin(trainer: Trainer, folder: RunFolder, console: Console) -> RunFolder:
+def _begin(trainer: Trainer, folder: RunFolder, console: Console, notice: Notice | None) -> RunFolder:
     config = trainer.config
     _say(console, f"{config.algorithm} on {config.env}, preset {config.preset}, seed {config.seed} → {folder.path}")
-    return _run(trainer, folder, trainer.evaluate_random_policy(), console)
+    return _run(trainer, folder, trainer.evaluate_random_policy(), console, notice)
 
 
 def _say(console: Console, line: str) -> None:
@@ -115,7 +118,7 @@ def _trainer(config: TrainConfig) -> Iterator[Trainer]:
         eval_env.close()
 
 
-def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Console) -> RunFolder:
+def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Console, notice: Notice | None) -> RunFolder:
     config = trainer.config
     saved_at = trainer.step
 
@@ -136,6 +139,8 @@ def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Conso
                     event.step - saved_at >= config.checkpoint_interval or event.step == config.steps
                 ):
                     save()
+                if notice:
+                    notice(event)
                 ctrl_c.check()
         except KeyboardInterrupt as error:
             at = f"the last checkpoint is at step {saved_at}" if saved_at else "before the first checkpoint"
