@@ -19,6 +19,8 @@ from typing import Any
 from ..errors import ConfigError, RunFolderError
 from ..files import write_atomically
 from ..reproduce.csv_files import read_csv, write_csv
+from ..reproduce.folder import Sitting
+from ..reproduce.provenance import code, dates, processors, versions
 from ..reproduce.study import Table
 from ..reproduce.tables import to_markdown
 from .compare_results import Run, grouped, results
@@ -84,7 +86,7 @@ class ComparisonFolder:
         ordered = [run for algorithms in groups.values() for group in algorithms.values() for run in group]
         write_csv(self.path / "metrics.csv", [row for run in ordered for row in _tidy(run)])
         write_csv(self.path / "results.csv", [_without_none(row) for row in results(runs)])
-        page = "\n\n".join([f"`{command}`", *map(to_markdown, tables)])
+        page = "\n\n".join([f"`{command}`", _provenance(runs), *map(to_markdown, tables)])
         write_atomically(self.path / "table.md", (page + "\n").encode())
         curves = {
             env: {name: [run.rows for run in group] for name, group in algorithms.items()}
@@ -158,6 +160,12 @@ def _refuse_changes(path: Path, before: Mapping[str, Any], now: Mapping[str, Any
         more = len(changed) - _SHOWN_CHANGES
         shown = ", ".join(changed[:_SHOWN_CHANGES]) + (f" and {more} more" if more > 0 else "")
         raise ConfigError(f"{path} holds another comparison: {shown}; remove it, or choose another --output")
+
+
+def _provenance(runs: Sequence[Run]) -> str:
+    facts = [sitting for run in runs for sitting in run.sittings]
+    sittings = [Sitting(fact, fact["jobs"], tasks=1, wall_seconds=fact["seconds"]) for fact in facts]
+    return f"Computed {dates(sittings)} by {code(sittings)}, {versions(sittings)}; {processors(sittings)}."
 
 
 def _identity(run: Run) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _numbers(group: Sequence[Run], oracle: float | None) -> dict[str, Any]:
     finals = [run.final_return for run in group]
     interval = bootstrap_iqm([finals])
     steps, returns = aligned([run.rows for run in group], "true_return")
-    labels = aligned([[row for row in run.rows if row["step"] in steps] for run in group], "labels")[1].mean(axis=0)
+    labels = aligned([run.rows for run in group], "labels")[1].mean(axis=0)
     curve = interquartile_mean(returns)
     reached = {share: first_reached(curve, oracle * share / 100) if oracle else None for share in SHARES}
     success = [run.rows[-1]["success_rate"] for run in group if "success_rate" in run.rows[-1]]
@@ -160,9 +160,10 @@ def _reached_table(env: str, rows: Sequence[Mapping[str, Any]]) -> Table:
             )
             for row in rows
         ),
-        note="Final: each run's last evaluation. IQM: interquartile mean over runs, with its bootstrap interval, too "
-        "short where there are few runs. % of Oracle: of the IQMs. Area under the curve of each run's evaluations, divided "
-        "by the steps they span." + (" Success: at any step of an episode." if with_success else ""),
+        note="Final: each run's last evaluation. IQM: interquartile mean over runs, with its bootstrap interval, too short "
+        "where there are few runs. % of Oracle: of the IQMs, where the Oracle's is positive. Area under the curve of each "
+        "run's evaluations, divided by the steps they span."
+        + (" Success: at any step of an episode." if with_success else ""),
     )
 
 
@@ -226,20 +227,23 @@ def clock(seconds: float) -> str:
 
 
 def _with_deviation(mean: float, deviation: float | None) -> str:
-    return _number(mean) if deviation is None else f"{_number(mean)} ± {_number(deviation)}"
+    digits = _digits(mean)
+    return _number(mean) if deviation is None else f"{_number(mean)} ± {_number(deviation, digits)}"
 
 
 def _success(row: Mapping[str, Any]) -> str:
     if row["success_mean"] is None:
         return NOTHING
-    mean = f"{100 * row['success_mean']:.0f}"
-    return f"{mean}%" if row["success_std"] is None else f"{mean} ± {100 * row['success_std']:.0f}%"
+    mean = f"{100 * row['success_mean']:.0f}%"
+    return mean if row["success_std"] is None else f"{mean} ± {100 * row['success_std']:.0f}%"
 
 
 def _number(value: float | None, digits: int | None = None) -> str:
     """With so many digits after the point, or as many as the value's size asks for."""
     if value is None or math.isnan(value):
         return NOTHING
-    if digits is None:
-        digits = 1 if abs(value) >= 10 else 3
-    return f"{value:.{digits}f}"
+    return f"{value:.{_digits(value) if digits is None else digits}f}"
+
+
+def _digits(value: float) -> int:
+    return 1 if abs(value) >= 10 else 3
