@@ -73,7 +73,7 @@ def test_relabel_as_in_bpref_stops_at_the_place_written_next(count, reached):
     assert torch.equal(replay.rewards[len(reached) :], kept[len(reached) :])
 
 
-@pytest.mark.parametrize("sizes", [[1, 3, 2], [5, 5, 5], [4, 4, 4, 1], [2] * 11, [FIRST_ROWS - 3, 5, 2 * FIRST_ROWS]])
+@pytest.mark.parametrize("sizes", [[1, 3, 2], [5, 5, 5], [4, 4, 4, 1], [2] * 11, [FIRST_ROWS - 3, 5, 4 * FIRST_ROWS]])
 @pytest.mark.parametrize("capacity", [5, 10**6])
 def test_some_at_a_time_is_as_one_at_a_time(capacity, sizes):
     sizes = sizes if capacity > 5 or max(sizes) <= 5 else [5, 3, 4]
