@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from .. import __version__
 from ..errors import ConfigError, RunFolderError
 from ..files import write_atomically
-from .csv_files import read_csv, write_csv
 from ..provenance import FACTS
+from .csv_files import read_csv, write_csv
 from .study import Rows, Study
 from .workers import Finished, Task
 
