@@ -115,7 +115,7 @@ def test_every_sitting_that_did_a_task_is_recorded_and_no_other(tmp_path):
         ("one", 1, 3, 30.0),
     ]
     assert sittings[1].environment["commit"] is sittings[1].environment["dirty"] is None
-    assert set(sittings[0].environment) == environment.FACTS
+    assert set(sittings[0].environment) == provenance.FACTS
     assert rows == {"kind": 6}
     assert json.loads((tmp_path / "environment.json").read_text())["task_seconds"] == 12.0
     assert [row["seed"] for row in read_csv(tmp_path / "kind.csv")] == list(range(6))

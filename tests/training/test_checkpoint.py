@@ -1,4 +1,4 @@
-"""Checkpoints round-trip exactly, survive a kill or an error at every call to the file system, and are refused in a sentence."""
+"""Checkpoints round-trip exactly, survive a kill or an error at every call to the disk, and are refused in a sentence."""
 
 from __future__ import annotations
 

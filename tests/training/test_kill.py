@@ -123,7 +123,7 @@ def _kill_after(child: int, seconds: float) -> None:
 
 
 def moments(seconds: float, generator: random.Random) -> list[Moment]:
-    """Twenty, of which the first is before the first checkpoint and six are at a call of fsync, within a checkpoint mostly."""
+    """Twenty: the first before the first checkpoint, six more at a call of fsync, mostly within a checkpoint."""
     drawn = [Moment(seconds=generator.uniform(0, 0.8 * seconds)) for _ in range(13)]
     drawn += [Moment(fsyncs=generator.randrange(3, 24)) for _ in range(6)]
     generator.shuffle(drawn)
