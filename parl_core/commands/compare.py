@@ -23,7 +23,7 @@ def run(arguments: list[str]) -> int:
 
     with one_thread():  # around the import of NumPy
         from ..envs import make_env
-        from ..reproduce.environment import available_cores
+        from ..provenance import available_cores
         from ..training.compare import compare
         from ..training.config import ALGORITHMS, TrainConfig
         from ..training.presets import preset

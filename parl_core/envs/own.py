@@ -18,6 +18,9 @@ from .interface import Environment, Step
 
 PATTERN = "<module>:<function>"
 
+MakeEnvironment = Callable[[int], Any]
+"""From a seed to an object with `reset` and `step`."""
+
 
 class OwnEnvironment(Environment):
     """An object with `reset` and `step` behind the interface.
@@ -45,7 +48,7 @@ class OwnEnvironment(Environment):
         ValueError: a size below 1.
     """
 
-    def __init__(self, name: str, function: Callable[[int], Any], seed: int) -> None:
+    def __init__(self, name: str, function: MakeEnvironment, seed: int) -> None:
         self._environment = environment = function(seed)
         for method in ("reset", "step"):
             if not callable(getattr(environment, method, None)):
@@ -125,8 +128,12 @@ class OwnEnvironment(Environment):
         return bool(given)
 
 
-def load(name: str, kind: str = "environment") -> Callable[..., Any]:
-    """The function, which makes something of that kind, that `<module>:<function>` names; modules are looked for in the working folder too.
+def load_function(name: str, kind: str = "environment") -> Callable[..., Any]:
+    """The function that `<module>:<function>` names; modules are looked for in the working folder too.
+
+    Args:
+        name: of the function.
+        kind: what it makes, for the message.
 
     Raises:
         UnknownNameError: there is no such module, or no such function in it.
@@ -152,7 +159,7 @@ def load(name: str, kind: str = "environment") -> Callable[..., Any]:
     return loaded
 
 
-def name_of(function: Callable[[int], Any]) -> str:
+def name_of(function: MakeEnvironment) -> str:
     """What an environment made by the function is called."""
     kind = function if hasattr(function, "__qualname__") else type(function)
     return f"{kind.__module__}:{kind.__qualname__}"

@@ -7,11 +7,11 @@ import importlib
 import operator
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import MissingExtraError, unknown_name
 from .interface import Environment
-from .own import PATTERN, OwnEnvironment, load, name_of
+from .own import PATTERN, MakeEnvironment, OwnEnvironment, load_function, name_of
 
 
 class _Family(NamedTuple):
@@ -27,7 +27,7 @@ _FAMILIES = {
 }
 
 
-def make_env(name: str | Callable[[int], Any], seed: int) -> Environment:
+def make_env(name: str | MakeEnvironment, seed: int) -> Environment:
     """Make a task.
 
     Args:
@@ -48,7 +48,7 @@ def make_env(name: str | Callable[[int], Any], seed: int) -> Environment:
     if not isinstance(name, str):
         return OwnEnvironment(name_of(name), name, seed)
     if ":" in name:
-        return OwnEnvironment(name, load(name), seed)
+        return OwnEnvironment(name, load_function(name), seed)
     family, _, task = name.partition("/")
     if family not in _FAMILIES:
         # A hundred names help nobody, so without a near miss the message shows how names are made.

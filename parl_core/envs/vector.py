@@ -11,7 +11,7 @@ import pickle
 import signal
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from multiprocessing import resource_tracker
@@ -23,9 +23,8 @@ import numpy.typing as npt
 
 from ..errors import ParlError
 from .interface import Environment
+from .own import MakeEnvironment
 from .registry import make_env
-
-Name = str | Callable[[int], Any]
 
 
 class Steps(NamedTuple):
@@ -114,7 +113,7 @@ class Environments(ABC):
     def _set_state(self, states: Sequence[Mapping[str, Any]]) -> None: ...
 
 
-def make_environments(name: Name, seeds: Sequence[int], workers: int = 0) -> Environments:
+def make_environments(name: str | MakeEnvironment, seeds: Sequence[int], workers: int = 0) -> Environments:
     """Make one environment for each seed.
 
     Worker processes are spawned: a script that asks for them needs the guard `if __name__ == "__main__":`.
@@ -175,7 +174,7 @@ class ProcessEnvironments(Environments):
     The workers end with this process, however it ends, and never hear of Ctrl-C. An exception in one is raised here.
     """
 
-    def __init__(self, name: Name, seeds: Sequence[int], workers: int) -> None:
+    def __init__(self, name: str | MakeEnvironment, seeds: Sequence[int], workers: int) -> None:
         if not isinstance(name, str):
             try:
                 pickle.dumps(name)
@@ -304,7 +303,7 @@ def _sizes(environment: Environment) -> _Sizes:
     return _Sizes(*(getattr(environment, field) for field in _Sizes._fields))
 
 
-def _work(name: Name, seeds: Sequence[int], channel: Connection) -> None:
+def _work(name: str | MakeEnvironment, seeds: Sequence[int], channel: Connection) -> None:
     """The life of a worker process: until its parent closes the pipe or is no more."""
     environments: SerialEnvironments | None = None
     with suppress(EOFError, OSError):

@@ -44,6 +44,15 @@ class Queries:
     def __len__(self) -> int:
         return len(self.first.true_rewards)
 
+    @staticmethod
+    def cat(parts: Sequence[Queries]) -> Queries:
+        """The pairs of all parts, in their order; segments of one length."""
+        first, second = (
+            Segments(*map(torch.cat, zip(*(getattr(part, side) for part in parts), strict=True)))
+            for side in ("first", "second")
+        )
+        return Queries(first, second)
+
     def select(self, indices: Tensor) -> Queries:
         """The pairs at `indices` (K,)."""
         return Queries(_index(self.first, indices), _index(self.second, indices))

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ..errors import ConfigError, Interrupted
 from ..files import lock_folder, write_atomically
-from ..reproduce.environment import describe_environment
+from ..provenance import describe_environment
 from ..reproduce.tables import to_text
 from ..workers import Failed, Report, Task, TaskError, run_tasks
 from .compare_folder import ComparisonFolder, read_json, write_json

@@ -164,7 +164,7 @@ def _refuse_changes(path: Path, before: Mapping[str, Any], now: Mapping[str, Any
 
 def _provenance(runs: Sequence[Run]) -> str:
     facts = [sitting for run in runs for sitting in run.sittings]
-    sittings = [Sitting(fact, fact["jobs"], tasks=1, wall_seconds=fact["seconds"]) for fact in facts]
+    sittings = [Sitting(dict(fact), fact["jobs"], tasks=1, wall_seconds=fact["seconds"]) for fact in facts]
     return f"Computed {dates(sittings)} by {code(sittings)}, {versions(sittings)}; {processors(sittings)}."
 
 

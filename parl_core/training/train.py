@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from ..envs import make_env
-from ..envs.own import load
+from ..envs.own import load_function
 from ..envs.vector import make_environments
 from ..errors import ConfigError, Interrupted, RunFolderError, import_extra
 from ..preference.label_sources import LabelSource
@@ -129,7 +129,7 @@ def _trainer(config: TrainConfig, options: Options) -> Iterator[Trainer]:
         torch.set_num_threads(config.threads)
     source = options.label_source
     if source is None and config.label_source is not None:
-        source = load(config.label_source, "label source")()
+        source = load_function(config.label_source, "label source")()
     task = config.env if options.environment is None else options.environment
     eval_env = make_env(task, seeds(config.seed)["eval_env"])
     try:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..errors import ConfigError
 from ..models.rewards import RewardEnsemble
@@ -125,41 +126,30 @@ class UpperLevel:
 
     def session(self, step: int, agent: SAC) -> SessionEnded | None:
         """Ask, and fit the reward to all labels; None if there is not a single label yet."""
-        config, compat = self.config.reward, self.config.bpref_compat
-        wanted = labels_in_session(
-            config.schedule, config.labels_per_session, min(step, self.config.steps), self.config.steps
-        )
+        config = self.config.reward
+        total = self.config.steps
+        wanted = labels_in_session(config.schedule, config.labels_per_session, min(step, total), total)
         count = min(wanted, config.label_budget - self.queries)
         on_policy = max(1, round(self._on_policy_share * count)) if self._on_policy_share else 0
         recent = self._recent_episodes if on_policy else 0
-        answers = []
         with self.profile.section("queries"):
-            if on_policy < count:
-                answers.append(self._ask(self._choose_queries(count - on_policy)))
-            if on_policy:
-                length = self.config.query_length
-                answers.append(self._ask(uniform(self.episodes, on_policy, length, self.generator, recent)))
+            queries = self._choose_queries(count - on_policy, on_policy, recent)
+            answers = self._ask(queries)
             if self.config.algorithm == "surf":
                 self.pool.add_uniform(self.episodes, count * self.config.surf.inv_label_ratio, self.generator)
         while self.next_session <= step:
             self.next_session += config.session_interval
         if len(self.dataset) == 0:
-            if compat:
+            if self.config.bpref_compat:
                 raise ConfigError(
                     "bpref_compat: the teacher skipped all queries of the first session, where B-Pref's code fails"
                 )
             return None
-        # The upper gradient is taken on the on-policy labels, or on all of the session's if there are none such.
-        fit, implicit = self._fit(agent, answers[-1].labels if on_policy else sum(a.labels for a in answers), recent)
-        decided = sum(answer.decided for answer in answers)
-        self.last_session = SessionEnded(
-            step,
-            self.queries,
-            len(self.dataset),
-            fit,
-            implicit,
-            sum(answer.foretold for answer in answers) / decided if decided and self.is_fitted else None,
-        )
+        # The upper gradient is taken on the on-policy labels, the last, or on all of the session's if there are none such.
+        upper = answers.labels[-on_policy:] if on_policy else answers.labels
+        fit, implicit = self._fit(agent, int((~upper.isnan()).sum()), recent)
+        foretold = answers.foretold if self.is_fitted else None
+        self.last_session = SessionEnded(step, self.queries, len(self.dataset), fit, implicit, foretold)
         return self.last_session
 
     @property
@@ -173,19 +163,21 @@ class UpperLevel:
         wanted = self.episodes.count_latest(self.config.implicit.recent_steps, length)
         return min(wanted, self.episodes.count_episodes(length) // 2)
 
-    def _choose_queries(self, count: int) -> Queries:
+    def _choose_queries(self, count: int, on_policy: int, recent: int) -> Queries:
+        """`count` of the sampler's, then `on_policy` uniform ones from the `recent` latest episodes."""
         length = self.config.query_length
-        if not self.is_fitted:
-            return uniform(self.episodes, count, length, self.generator)
-        return SAMPLERS[self.config.reward.sampler](
-            self.episodes,
-            count,
-            length,
-            self.generator,
-            self.reward,
-            margin=self.config.query_margin,
-            labelled=self.dataset.segments,
-        )
+        chosen = []
+        if count and not self.is_fitted:
+            chosen.append(uniform(self.episodes, count, length, self.generator))
+        elif count:
+            sampler = SAMPLERS[self.config.reward.sampler]
+            margin, labelled = self.config.query_margin, self.dataset.segments
+            chosen.append(
+                sampler(self.episodes, count, length, self.generator, self.reward, margin=margin, labelled=labelled)
+            )
+        if on_policy:
+            chosen.append(uniform(self.episodes, on_policy, length, self.generator, recent))
+        return Queries.cat(chosen)
 
     def _ask(self, queries: Queries) -> _Answers:
         """Have the queries labelled and keep those that were answered."""
@@ -193,20 +185,20 @@ class UpperLevel:
         labels = check_labels(self.source.label(judged.first, judged.second), len(queries))
         self.queries += len(queries)
         answered = (~labels.isnan()).nonzero().squeeze(1)
-        if len(answered) == 0:
-            return _Answers(0, 0, 0)
-        labels = labels[answered]
-        self.dataset.append(queries.select(answered), labels)
-        decided = labels != 0.5
+        if len(answered):
+            self.dataset.append(queries.select(answered), labels[answered])
+        decided = (~labels.isnan() & (labels != 0.5)).nonzero().squeeze(1)
+        if len(decided) == 0:
+            return _Answers(labels, None)
         with torch.inference_mode():
             first, second = (
-                self.reward(part.observations[answered].flatten(0, 1), part.actions[answered].flatten(0, 1))
-                .view(len(answered), -1)
+                self.reward(part.observations[decided].flatten(0, 1), part.actions[decided].flatten(0, 1))
+                .view(len(decided), -1)
                 .sum(1)
                 for part in (judged.first, judged.second)
             )
-        foretold = ((second > first) == (labels > 0.5)) & decided
-        return _Answers(len(answered), int(decided.sum()), int(foretold.sum()))
+        right = (second > first) == (labels[decided] > 0.5)
+        return _Answers(labels, float(right.float().mean()))
 
     def _fit(self, agent: SAC, upper_labels: int, skip_episodes: int) -> tuple[RewardFit, ImplicitReport | None]:
         config, hook = self.config.reward, None
@@ -259,11 +251,12 @@ class UpperLevel:
 
 
 class _Answers(NamedTuple):
-    """How many of some queries were answered, with a preference, and as the reward would have answered."""
+    """What came of some queries."""
 
-    labels: int
-    decided: int
-    foretold: int
+    labels: Tensor
+    """(M,), NaN where a query was skipped."""
+    foretold: float | None
+    """Share of those with a preference that the reward orders alike; None if there are none."""
 
 
 def _session(data: Mapping[str, Any]) -> SessionEnded:

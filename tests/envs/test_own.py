@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from parl_core.envs import make_env
+from parl_core.envs.own import load_function
 from parl_core.errors import NonFiniteError, UnknownNameError
 from tests.envs.own_tasks import Box, Drift, Gym, SavedDrift
 
@@ -115,6 +116,12 @@ def test_state_with_and_without_the_methods_for_it():
 def test_unknown_names(name, message):
     with pytest.raises(UnknownNameError, match=re.escape(message)):
         make_env(name, 0)
+
+
+def test_functions_for_something_else_are_called_what_they_are():
+    assert load_function("tests.envs.own_tasks:fails_to_start").__name__ == "fails_to_start"
+    with pytest.raises(UnknownNameError, match="Unknown label source 'own_tusks:Drift'"):
+        load_function("own_tusks:Drift", "label source")
 
 
 def test_modules_of_the_working_folder_and_what_they_lack(tmp_path, monkeypatch):
