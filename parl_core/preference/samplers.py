@@ -14,19 +14,17 @@ Among equals the first is taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.rewards import RewardEnsemble
-
-if TYPE_CHECKING:
-    from ..rl.rollout import EpisodeStore, Segments
+from ..rl.rollout import EpisodeStore, Segments
 
 POOL_RATIO = 10
 CHUNK_PAIRS = 256
