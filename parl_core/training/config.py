@@ -234,6 +234,10 @@ class TrainConfig:
                 f"random_steps and replay_capacity must be at least 10, got {self.random_steps} and "
                 f"{self.replay_capacity}"
             )
+        if self.algorithm == "surf" and self.surf.crop >= self.reward.segment_length:
+            raise ConfigError(
+                f"surf.crop must be below reward.segment_length = {self.reward.segment_length}, got {self.surf.crop}"
+            )
         if self.algorithm == "a-parl" and self.reward.pool_episodes < 2:
             raise ConfigError(
                 "reward.pool_episodes must be at least 2 for a-parl, whose upper and lower data come from different "

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from parl_core.envs.interface import Environment, Step
+from parl_core.preference.semi_supervised import SurfConfig
 from parl_core.rl.sac import SACConfig
 from parl_core.training.config import ImplicitConfig, RewardConfig, TrainConfig
 
@@ -66,6 +67,7 @@ def tiny_config(algorithm: str = "a-parl", **changes: Any) -> TrainConfig:
             max_epochs=4,
             pool_episodes=4,
         ),
+        surf=SurfConfig(inv_label_ratio=3, crop=2),
         implicit=ImplicitConfig(refresh_interval=3),
     )
     return TrainConfig(**{**options, **changes})

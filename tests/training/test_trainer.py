@@ -13,7 +13,6 @@ from parl_core.envs.tabular.environment import TabularEnvironment, TabularTask
 from parl_core.envs.vector import SerialEnvironments
 from parl_core.errors import ConfigError
 from parl_core.preference.samplers import SAMPLERS
-from parl_core.preference.semi_supervised import SurfConfig
 from parl_core.training.checkpoint import load_checkpoint as load
 from parl_core.training.checkpoint import save_checkpoint as save
 from parl_core.training.config import ImplicitConfig
@@ -210,7 +209,7 @@ def test_upper_and_lower_data_share_no_episode_also_where_some_are_too_short(mon
 
 def test_ties_alone_leave_the_accuracy_empty():
     trainer = make("pebble")
-    trainer.upper.source.label = lambda first, second: torch.full((len(first),), 0.5)
+    trainer.upper.source.label = lambda first, second: torch.full((len(first.true_rewards),), 0.5)
     shown = rows(trainer.run())
     assert [row["labels"] for row in shown] == [8, 18, 18]
     assert all(row["reward_accuracy"] is None and row["reward_loss"] > 0 for row in shown)
@@ -240,7 +239,7 @@ def test_the_same_seed_gives_the_same_rows_and_another_does_not(algorithm):
 
 @pytest.mark.parametrize("algorithm", ["oracle", "surf", "a-parl"])
 @pytest.mark.parametrize("num_envs", [1, 3])
-@pytest.mark.parametrize(("maker", "stop"), [(make, 40), (make, 70), (make, 200), (make_in_corridor, 150)])
+@pytest.mark.parametrize(("maker", "stop"), [(make, 40), (make, 70), (make, 210), (make_in_corridor, 130)])
 def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, maker, stop, num_envs, algorithm):
     """Also in the midst of episodes: while the policy is random, while it explores, and after sessions."""
     changes = {"num_envs": num_envs}
@@ -331,7 +330,7 @@ def test_a_first_session_without_an_answer_is_followed_by_another(compat):
 
 
 def test_surf_keeps_wider_windows_than_the_teacher_sees():
-    trainer, seen = make("surf", surf=SurfConfig(inv_label_ratio=3, crop=2)), []
+    trainer, seen = make("surf"), []
     label = trainer.upper.source.label
 
     def spy(first, second):
