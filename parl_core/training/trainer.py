@@ -28,7 +28,7 @@ from ..rl.rollout import EpisodeStore, Evaluation, evaluate
 from ..rl.sac import SAC
 from ..rl.state_entropy import StateEntropyReward
 from .config import TrainConfig
-from .implicit_term import ImplicitReport, ImplicitTerm
+from .implicit_term import ImplicitReport, ImplicitTerm, on_policy_queries
 from .run_folder import Row
 
 TICK = 20  # environment steps between two signs of life
@@ -202,7 +202,12 @@ class Trainer:
         if on_policy < count:
             self._label(self._choose_queries(count - on_policy, is_first))
         if on_policy:
-            self._label(uniform(self.episodes, on_policy, config.segment_length, self.generator, recent))
+            win_rate = self.config.implicit.utility == "win-rate"
+            self._label(
+                on_policy_queries(
+                    self.episodes, on_policy, config.segment_length, recent, self.generator, win_rate=win_rate
+                )
+            )
         hook = None
         if self.config.algorithm == "a-parl":
             recent_steps = self.config.implicit.recent_steps
