@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 from .. import __version__
 from ..errors import ConfigError, RunFolderError
 from ..files import write_atomically
+from ..workers import Finished, Task
 from .csv_files import read_csv, write_csv
 from .environment import FACTS
 from .study import Rows, Study
-from .workers import Finished, Task
 
 DEFAULT_OUTPUT = Path("runs", "reproduce")
 """Where a study's folder is made unless another is named."""
@@ -109,7 +109,7 @@ class StudyFolder:
         """Keep a finished task; `wall_seconds` have passed since `begin`."""
         line = {
             "task": dict(done.task),
-            "rows": done.rows,
+            "rows": done.result,
             "seconds": round(done.seconds, 3),
             "wall_seconds": round(wall_seconds, 3),
         }

@@ -18,7 +18,7 @@ from parl_core.errors import ConfigError, RunFolderError
 from parl_core.reproduce import environment
 from parl_core.reproduce.csv_files import plain_rows, read_csv, write_csv
 from parl_core.reproduce.folder import StudyFolder, read_record, read_results
-from parl_core.reproduce.workers import Finished
+from parl_core.workers import Finished
 from tests.reproduce.tiny import Tiny
 
 HERE = {

@@ -22,7 +22,7 @@ from parl_core.reproduce import runner
 from parl_core.reproduce.environment import describe_environment
 from parl_core.reproduce.folder import StudyFolder
 from parl_core.reproduce.runner import reproduce
-from parl_core.reproduce.workers import TaskError
+from parl_core.workers import TaskError
 from tests.reproduce.tiny import Tiny
 
 RESULTS = ("squares.csv", "odd.csv")
