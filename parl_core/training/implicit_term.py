@@ -102,8 +102,7 @@ class ImplicitTerm:
         def hook(cross_entropy: Tensor) -> Tensor:
             nonlocal calls, implicit
             if calls % self.config.refresh_interval == 0:
-                result = self._full(policy, reward, lower, upper, temperature)
-                signal = self._signal(result.implicit, policy, reward, lower, upper, temperature)
+                result, signal = self.refresh(policy, reward, lower, upper, temperature)
                 implicit = reward.num_members * result.implicit
                 ratio = float(implicit.norm() / cross_entropy.norm().clamp_min(1e-30))
                 assert result.solution is not None  # there is one with every curvature
@@ -137,15 +136,15 @@ class ImplicitTerm:
         """Take over what `state_dict` returned."""
         self._warm_start = state["warm_start"]
 
-    def _full(
+    def refresh(
         self,
         policy: nn.Module,
         reward: RewardEnsemble,
         lower: Trajectories,
         upper: PreferencePairs,
         temperature: float,
-    ) -> Hypergradient:
-        """The estimate from all data, from the last solve's solution on."""
+    ) -> tuple[Hypergradient, float]:
+        """The estimate from all data, its solve begun at the last one's solution; and the weight in [0, 1] it deserves."""
         result = implicit_hypergradient(
             self.config, policy, reward, lower, upper, temperature, self.discount, self._warm_start
         )
@@ -155,7 +154,7 @@ class ImplicitTerm:
                 f"the implicit term of the reward update is not finite: {result.solution.status.message}"
             )
         self._warm_start = result.solution.value
-        return result
+        return result, self._signal(result.implicit, policy, reward, lower, upper, temperature)
 
     def _signal(
         self,
@@ -206,7 +205,7 @@ def on_policy_queries(
             both = _evenly(part, 2 * len(half), generator)
             firsts.append(both[::2])
             seconds.append(both[1::2])
-    return Queries(_take(segments, firsts), _take(segments, seconds))
+    return Queries(take_segments(segments, torch.cat(firsts)), take_segments(segments, torch.cat(seconds)))
 
 
 def implicit_hypergradient(
@@ -252,8 +251,9 @@ def signal_share(estimate: Tensor, first: Tensor, second: Tensor) -> float:
     return float((common / estimate.double().square().sum().clamp_min(1e-300)).clamp(0.0, 1.0))
 
 
-def _take(segments: Segments, indices: list[Tensor]) -> Segments:
-    return Segments(*(tensor[torch.cat(indices)] for tensor in segments))
+def take_segments(segments: Segments, indices: Tensor) -> Segments:
+    """The segments of the numbers `indices` (k,)."""
+    return Segments(*(tensor[indices] for tensor in segments))
 
 
 def _halves(number: int) -> tuple[Tensor, ...]:
