@@ -147,6 +147,16 @@ class EpisodeStore:
         room = torch.tensor([len(self.episode(number)) - length + 1 for number in numbers])
         return SegmentPositions(torch.tensor(numbers)[which], (where * room[which]).long())
 
+    def latest_segments(self, latest: int, length: int) -> Segments:
+        """All of the last `latest` finished episodes of at least `length` steps, cut into segments that share no step.
+
+        Each episode is cut from its end backwards; what is left over at its beginning is skipped. Oldest first.
+        """
+        episodes = self._long_enough(length)[-latest:]
+        rows = torch.cat([episode[len(episode) % length :].unflatten(0, (-1, length)) for episode in episodes])
+        observations, actions, true_rewards = rows.split(self._widths, dim=-1)
+        return Segments(observations, actions, true_rewards.squeeze(-1))
+
     def recent_trajectories(
         self, num_steps: int, length: int, dtype: torch.dtype = torch.float32, *, skip_episodes: int = 0
     ) -> Trajectories:

@@ -22,6 +22,8 @@ ALGORITHMS = {
     "surf": "PEBBLE with pseudo-labels and time-cropped segments",
     "a-parl": "PEBBLE whose reward update also takes the hypergradient's implicit term",
 }
+CURVATURES = ("fisher", "score", "identity", "none")
+UTILITIES = ("likelihood", "win-rate")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ class RewardConfig:
 class ImplicitConfig:
     """The implicit term of A-PARL's reward update."""
 
+    curvature: str = "fisher"
+    """Of the lower level: fisher, score (the full Hessian, from scores), identity, or none for no implicit term at all."""
+    utility: str = "likelihood"
+    """What the policy is judged by: likelihood (of the labels of on-policy pairs) or win-rate (of fresh segments against
+    older ones, by the labels)."""
     share: float = 1.0
     """Factor on the implicit term."""
     max_ratio: float = 0.1
@@ -80,6 +87,17 @@ class ImplicitConfig:
     """Conjugate-gradient iterations, at most."""
     refresh_interval: int = 50
     """Reward steps for which one hypergradient is used before it is computed anew (warm-started)."""
+
+    def validate(self) -> None:
+        """Refuse what does not exist.
+
+        Raises:
+            UnknownNameError: one sentence that names the field.
+        """
+        if self.curvature not in CURVATURES:
+            raise unknown_name("curvature", self.curvature, CURVATURES)
+        if self.utility not in UTILITIES:
+            raise unknown_name("utility", self.utility, UTILITIES)
 
 
 @dataclass(frozen=True)
@@ -167,6 +185,7 @@ class TrainConfig:
             raise unknown_name("schedule", self.reward.schedule, SCHEDULES)
         self.teacher.validate()
         self.surf.validate()
+        self.implicit.validate()
         positive = {
             "steps": self.steps,
             "num_envs": self.num_envs,

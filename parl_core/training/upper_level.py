@@ -25,7 +25,7 @@ from ..preference.semi_supervised import SurfLearner, UnlabelledPool
 from ..rl.rollout import EpisodeStore
 from ..rl.sac import SAC
 from .config import TrainConfig
-from .implicit_term import ImplicitReport, ImplicitTerm
+from .implicit_term import ImplicitReport, ImplicitTerm, on_policy_queries
 from .profile import Profile
 
 
@@ -164,7 +164,7 @@ class UpperLevel:
         return min(wanted, self.episodes.count_episodes(length) // 2)
 
     def _choose_queries(self, count: int, on_policy: int, recent: int) -> Queries:
-        """`count` of the sampler's, then `on_policy` uniform ones from the `recent` latest episodes."""
+        """`count` of the sampler's, then `on_policy` ones that the implicit term is taken on."""
         length = self.config.query_length
         chosen = []
         if count and not self.is_fitted:
@@ -176,7 +176,10 @@ class UpperLevel:
                 sampler(self.episodes, count, length, self.generator, self.reward, margin=margin, labelled=labelled)
             )
         if on_policy:
-            chosen.append(uniform(self.episodes, on_policy, length, self.generator, recent))
+            win_rate = self.config.implicit.utility == "win-rate"
+            chosen.append(
+                on_policy_queries(self.episodes, on_policy, length, recent, self.generator, win_rate=win_rate)
+            )
         return Queries.cat(chosen)
 
     def _ask(self, queries: Queries) -> _Answers:

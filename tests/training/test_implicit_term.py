@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import parl_core as parl
 from parl_core.models.policies import GaussianPolicy
 from parl_core.models.rewards import RewardEnsemble
+from parl_core.rl.rollout import EpisodeStore
 from parl_core.training.config import ImplicitConfig
-from parl_core.training.implicit_term import ImplicitTerm
+from parl_core.training.implicit_term import ImplicitTerm, on_policy_queries, signal_share
 
-DAMPING_RATIO = 2.0
+# Random data are from no policy's optimum.
+pytestmark = pytest.mark.filterwarnings("ignore::parl_core.hypergrad.HypergradientWarning")
+
+DAMPING_RATIO = 100.0  # enough for the sampled full Hessian to be definite
 TEMPERATURE = 0.1
 
 
@@ -19,10 +24,14 @@ def setting():
     torch.manual_seed(0)
     policy, reward = GaussianPolicy(3, 2, (4,), squash=True), RewardEnsemble(3, 2, (5,), members=2)
 
+    with torch.no_grad():
+        policy.network[-1].bias[2:] = 0.45  # standard deviations about 1
+
     def windows(number: int) -> parl.Trajectories:
-        steps = number * 5
-        offsets = torch.arange(0, steps + 1, 5)
-        return parl.Trajectories(torch.randn(steps, 3), torch.rand(steps, 2) * 1.8 - 0.9, offsets)
+        observations = torch.randn(number * 5, 3)
+        with torch.no_grad():
+            actions, _ = policy.sample(observations)
+        return parl.Trajectories(observations, actions, torch.arange(0, number * 5 + 1, 5))
 
     return (
         policy,
@@ -32,36 +41,128 @@ def setting():
     )
 
 
-def expected_implicit(policy, reward, lower, upper) -> torch.Tensor:
-    result = parl.hypergradient(
-        policy,
-        reward,
-        lower,
-        upper,
-        loss=parl.PreferenceLoss(),
-        discount=0.9,
-        curvature=parl.Fisher(TEMPERATURE, damping=DAMPING_RATIO * TEMPERATURE),
-        solver=parl.CG(rtol=1e-5, max_iterations=200),
-    )
-    return 2 * result.implicit  # two members
+CURVATURES = {
+    "fisher": (parl.Fisher(TEMPERATURE, damping=DAMPING_RATIO * TEMPERATURE), parl.CG(rtol=1e-5)),
+    "score": (
+        parl.ScoreHessian("mean", TEMPERATURE, damping=DAMPING_RATIO * TEMPERATURE),
+        parl.MINRES(rtol=1e-5, max_iterations=200),
+    ),
+    "identity": (parl.Identity(), parl.CG(rtol=1e-5)),
+}
 
 
-def hook_of(**changes):
-    policy, reward, lower, upper = setting()
+def expected_implicit(policy, reward, lower, upper, curvature="fisher", loss=None) -> torch.Tensor:
+    """By the public call, for each member on its own: there are two."""
+    chosen, solver = CURVATURES[curvature]
+    loss = loss or parl.PreferenceLoss()
+    result = parl.hypergradient(policy, reward, lower, upper, loss=loss, discount=0.9, curvature=chosen, solver=solver)
+    return 2 * result.implicit
+
+
+def expected_weight(policy, reward, lower, upper, curvature="fisher") -> float:
+    """g₁·g₂ / |ĝ|² between 0 and 1, of the first and the last half of windows and pairs."""
+    windows, pairs = torch.arange(lower.num_trajectories), torch.arange(upper.num_pairs)
+    halves = [
+        expected_implicit(policy, reward, lower.select(w), upper.select(p), curvature)
+        for w, p in ((windows[:3], pairs[:2]), (windows[3:], pairs[2:]))
+    ]
+    whole = expected_implicit(policy, reward, lower, upper, curvature)
+    return min(max(float(halves[0] @ halves[1] / whole.square().sum()), 0.0), 1.0)
+
+
+def hook_of(*, known: float | None = 1.0, **changes):
+    """A term of two members on the setting's data; `known` stands in for the weight of what is known."""
+    data = setting()
     options = dict(damping_ratio=DAMPING_RATIO, rtol=1e-5, max_iterations=200, max_ratio=1e9)
     term = ImplicitTerm(ImplicitConfig(**{**options, **changes}), discount=0.9)
-    return term, term.gradient_hook(policy, reward, lower, upper, TEMPERATURE), (policy, reward, lower, upper)
+    if known is not None:
+        term._signal = lambda *_: known
+    return term, term.gradient_hook(*data, TEMPERATURE), data
 
 
-def test_the_term_is_the_public_hypergradients():
-    term, hook, data = hook_of(share=0.5)
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_the_term_is_the_public_hypergradients(curvature):
+    term, hook, data = hook_of(share=0.5, curvature=curvature)
     gradient = torch.randn(sum(p.numel() for p in data[1].parameters()))
-    torch.testing.assert_close(hook(gradient) - gradient, 0.5 * expected_implicit(*data), rtol=1e-3, atol=1e-4)
+    expected = 0.5 * expected_implicit(*data, curvature)
+    torch.testing.assert_close(hook(gradient) - gradient, expected, rtol=1e-3, atol=1e-3 * float(expected.norm()))
     report = term.report()
     assert report is not None
     assert report.solver_residual <= 2e-5  # rtol, or the rounding of float32
     assert report.solver_iterations >= 1
     assert report.unconverged_solves == 0
+    assert report.implicit_to_direct == pytest.approx(2 * float(expected.norm() / gradient.norm()), rel=1e-3)
+
+
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_the_weight_is_what_two_halves_of_the_data_agree_on(curvature):
+    term, hook, data = hook_of(known=None, curvature=curvature)
+    weight = expected_weight(*data, curvature)
+    gradient = torch.randn(sum(p.numel() for p in data[1].parameters()))
+    expected = weight * expected_implicit(*data, curvature)
+    scale = float(expected_implicit(*data, curvature).norm())
+    torch.testing.assert_close(hook(gradient) - gradient, expected, rtol=1e-2, atol=1e-3 * scale)
+    report = term.report()
+    assert report is not None
+    assert report.signal == pytest.approx(weight, abs=1e-3)
+
+
+def test_the_weight_of_a_known_signal_in_known_noise():
+    """Means of n vectors, signal plus white noise: the weight is near s²/(s² + noise), the mean of many near exactly."""
+    generator = torch.Generator().manual_seed(0)
+    signal, number = torch.full((2000,), 0.1), 16  # |signal|² = 20; noise of the mean 2000 / 16 = 125
+    found = []
+    for _ in range(200):
+        draws = signal + torch.randn(number, 2000, generator=generator)
+        halves = draws[: number // 2].mean(0), draws[number // 2 :].mean(0)
+        found.append(signal_share(draws.mean(0), *halves))
+    # Each has a standard deviation of about 2·125/√2000/145 = .04, their mean .003: a false alarm in 10⁻¹⁵ runs.
+    assert sum(found) / len(found) == pytest.approx(20 / 145, abs=0.025)
+
+
+def test_the_weight_lies_between_0_and_1():
+    ones = torch.ones(3)
+    assert signal_share(ones, ones, -ones) == 0
+    assert signal_share(ones, 3 * ones, ones) == 1
+    assert signal_share(torch.zeros(3), ones, ones) == 1  # of nothing
+    assert signal_share(ones, 0.5 * ones, 0.5 * ones) == pytest.approx(0.25)
+
+
+def test_without_two_of_everything_nothing_is_known():
+    term, _, (policy, reward, lower, upper) = hook_of(known=None)
+    for fewer in ((lower.select(torch.tensor([0])), upper), (lower, upper.select(torch.tensor([0])))):
+        hook = term.gradient_hook(policy, reward, *fewer, TEMPERATURE)
+        gradient = torch.randn(sum(p.numel() for p in reward.parameters()))
+        assert torch.equal(hook(gradient), gradient)
+
+
+def test_no_curvature_leaves_the_gradient_as_it_is():
+    term, hook, _ = hook_of(curvature="none")
+    assert hook is None
+    assert term.report() is None
+
+
+def test_the_win_rate_is_the_estimator_written_by_hand():
+    """b = Σ (U − mean of the others) S / M over the fresh segments, U = −label; then F w = b and Cᵀw, all dense."""
+    _, hook, (policy, reward, lower, upper) = hook_of(utility="win-rate")
+    fresh = upper.second
+    scores = parl.linearize(policy, fresh).scores()  # (M, P)
+    per_segment = scores
+    gains = -upper.labels
+    others = (gains.sum() - gains) / 3
+    b = ((gains - others)[:, None] * per_segment).mean(0)
+    linear = parl.linearize(policy, lower)
+    steps = 0.9 ** lower.time.float() * lower.step_weights * TEMPERATURE
+    eye = torch.eye(linear.num_params)
+    fisher = torch.stack([linear.fisher_vp(steps, column) for column in eye])
+    w = torch.linalg.solve(fisher + DAMPING_RATIO * TEMPERATURE * eye, b)
+    along = linear.jvp(w).view(6, 5).cumsum(1)
+    along = along - (along.sum(0) - along) / 5
+    factors = (along * 0.9 ** torch.arange(5.0) / 6).reshape(-1)
+    total = (reward(lower.observations, lower.actions) * factors).sum()
+    expected = 2 * torch.cat([g.reshape(-1) for g in torch.autograd.grad(total, list(reward.parameters()))])
+    gradient = torch.randn(len(expected))
+    torch.testing.assert_close(hook(gradient) - gradient, expected, rtol=1e-2, atol=1e-3 * float(expected.norm()))
 
 
 def test_solves_that_do_not_converge_are_counted():
@@ -102,3 +203,56 @@ def test_it_is_refreshed_on_schedule_and_warm_started():
 
 def test_a_session_without_steps_reports_nothing():
     assert ImplicitTerm(ImplicitConfig(), discount=0.9).report() is None
+
+
+def store_of(*lengths: int) -> EpisodeStore:
+    """Episodes whose steps carry their number, from 0 on, as the observation."""
+    store, step = EpisodeStore(10, 1, 1), 0
+    for length in lengths:
+        for _ in range(length):
+            store.add(np.array([step], np.float32), np.zeros(1, np.float32), 0.5 * step)
+            step += 1
+        store.end_episode()
+    return store
+
+
+def starts(segments) -> list[int]:
+    """First steps, after a look that each segment is a run of steps with their true rewards."""
+    runs = segments.observations[..., 0]
+    assert torch.equal(runs, runs[:, :1] + torch.arange(runs.shape[1]))
+    assert torch.equal(segments.true_rewards, 0.5 * runs)
+    return runs[:, 0].int().tolist()
+
+
+def test_latest_segments_are_cut_from_the_end_of_each_episode():
+    assert starts(store_of(10, 3, 11).latest_segments(2, 4)) == [2, 6, 16, 20]
+    assert starts(store_of(10, 3, 11).latest_segments(1, 4)) == [16, 20]
+
+
+@pytest.mark.parametrize("num", [1, 2, 7, 40])
+def test_the_two_halves_of_the_on_policy_pairs_share_no_step(num):
+    store = store_of(20, 20, 20)  # with 4 steps a segment, those of the last two episodes begin at 20, 24, … 56
+    queries = on_policy_queries(store, num, 4, 2, torch.Generator().manual_seed(0), win_rate=False)
+    first, second = starts(queries.first), starts(queries.second)
+    assert len(first) == len(second) == num
+    cut = (num + 1) // 2
+    halves = [{*first[:cut], *second[:cut]}, {*first[cut:], *second[cut:]}]
+    assert halves[0].isdisjoint(halves[1])
+    assert halves[0] | halves[1] <= set(range(20, 60, 4))
+    used = [(first + second).count(start) for start in halves[0] | halves[1]]
+    if num == 40:
+        assert used == [8] * 10
+
+
+def test_pairs_for_the_win_rate_hold_an_older_and_a_fresh_segment():
+    store = store_of(20, 20, 20)
+    queries = on_policy_queries(store, 10, 4, 1, torch.Generator().manual_seed(0), win_rate=True)
+    assert all(start < 40 for start in starts(queries.first))
+    fresh = starts(queries.second)
+    assert sorted(set(fresh)) == [40, 44, 48, 52, 56]
+    assert set(fresh[:5]).isdisjoint(fresh[5:])
+
+
+def test_one_fresh_segment_is_enough_to_ask_about():
+    queries = on_policy_queries(store_of(20, 5), 3, 4, 1, torch.Generator().manual_seed(0), win_rate=False)
+    assert starts(queries.first) == starts(queries.second) == [21] * 3
