@@ -37,6 +37,7 @@ COLUMNS = (
     "fresh_accuracy",
     "reward_loss",
     "implicit_to_direct",
+    "implicit_signal",
     "solver_iterations",
     "solver_residual",
     "unconverged_solves",

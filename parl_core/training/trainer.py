@@ -215,6 +215,7 @@ class Trainer:
             "fresh_accuracy": session.fresh_accuracy if session else None,
             "reward_loss": session.fit.loss if session else None,
             "implicit_to_direct": implicit.implicit_to_direct if implicit else None,
+            "implicit_signal": implicit.signal if implicit else None,
             "solver_iterations": implicit.solver_iterations if implicit else None,
             "solver_residual": implicit.solver_residual if implicit else None,
             "unconverged_solves": implicit.unconverged_solves if implicit else None,
