@@ -269,7 +269,7 @@ def _evenly(items: Tensor, number: int, generator: torch.Generator) -> Tensor:
 
 def _curvature_and_solver(config: ImplicitConfig, temperature: float) -> tuple[Curvature, Solver]:
     damping = config.damping_ratio * temperature
-    limits = {"rtol": config.rtol, "max_iterations": config.max_iterations}
+    limits: dict[str, Any] = {"rtol": config.rtol, "max_iterations": config.max_iterations}
     if config.curvature == "identity":
         return Identity(), CG(**limits)
     if config.curvature == "score":  # away from the optimum it is indefinite
