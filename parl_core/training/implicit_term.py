@@ -8,10 +8,11 @@ approximations are made, all of them visible in the configuration:
    episodes than the windows, since the factors of the hypergradient must be independent.
 3. The lower level is SAC's current policy, not its optimum.
 
-The estimate ĝ is a product of two averages over few steps, and mostly noise. What is known of it is measured at each
-refresh: the data are cut into two halves that share no step, whose own estimates g₁ and g₂ are independent, so that
+The estimate ĝ is a product of averages over few steps, and mostly noise. What is known of it is measured at each refresh:
+the data are cut into two halves that share no step, whose own estimates g₁ and g₂ are independent, so that
 E[g₁·g₂] = |E g|². Of all multiples of ĝ, the one by |E g|² / E|ĝ|² has the least expected squared error (Wiener's factor;
-1 − stderr²/|ĝ|² is the same in other words), and max(0, g₁·g₂) / |ĝ|², at most 1, is what the term is weighed by.
+1 − stderr²/|ĝ|² is the same in other words). Single values of g₁·g₂ / |ĝ|² scatter about it by several tenths, so that
+the term is weighed by their running mean over refreshes and sessions, and left out where that is negative.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ from ..rl.rollout import EpisodeStore, Segments
 from ..trajectories import PreferencePairs, Trajectories
 from .config import ImplicitConfig
 
+MEMORY = 0.8
+"""Of the running mean of the halves' agreement: about the last nine refreshes count."""
+
 
 @dataclass(frozen=True)
 class ImplicitReport:
@@ -71,11 +75,12 @@ class _Refresh:
 
 
 class ImplicitTerm:
-    """Computes the implicit term for a reward update and remembers the linear solve's solution for the next one."""
+    """Computes the implicit term for a reward update; remembers the solve's solution and what was known for the next one."""
 
     def __init__(self, config: ImplicitConfig, discount: float) -> None:
         self.config, self.discount = config, discount
         self._warm_start: Tensor | None = None
+        self._mean_agreement: float | None = None
         self._refreshes: list[_Refresh] = []
 
     def gradient_hook(
@@ -129,12 +134,12 @@ class ImplicitTerm:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The warm start."""
-        return {"warm_start": self._warm_start}
+        """The warm start, and how well halves of the data have agreed."""
+        return {"warm_start": self._warm_start, "mean_agreement": self._mean_agreement}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
-        self._warm_start = state["warm_start"]
+        self._warm_start, self._mean_agreement = state["warm_start"], state["mean_agreement"]
 
     def refresh(
         self,
@@ -154,9 +159,12 @@ class ImplicitTerm:
                 f"the implicit term of the reward update is not finite: {result.solution.status.message}"
             )
         self._warm_start = result.solution.value
-        return result, self._signal(result.implicit, policy, reward, lower, upper, temperature)
+        found = self._agreement(result.implicit, policy, reward, lower, upper, temperature)
+        before = found if self._mean_agreement is None else self._mean_agreement
+        self._mean_agreement = MEMORY * before + (1 - MEMORY) * found
+        return result, max(0.0, self._mean_agreement)
 
-    def _signal(
+    def _agreement(
         self,
         estimate: Tensor,
         policy: nn.Module,
@@ -165,7 +173,7 @@ class ImplicitTerm:
         upper: PreferencePairs,
         temperature: float,
     ) -> float:
-        """The weight in [0, 1] of the estimate from all data; 0 where there are too few to make two halves of."""
+        """Of two halves of the data with each other; 0 where there are too few to make two halves of."""
         if min(upper.num_pairs, lower.num_trajectories) < 2:
             return 0.0
         first, second = (
@@ -180,7 +188,7 @@ class ImplicitTerm:
             ).implicit
             for windows, pairs in zip(_halves(lower.num_trajectories), _halves(upper.num_pairs), strict=True)
         )
-        return signal_share(estimate, first, second)
+        return agreement(estimate, first, second)
 
 
 def on_policy_queries(
@@ -242,13 +250,13 @@ def implicit_hypergradient(
         )
 
 
-def signal_share(estimate: Tensor, first: Tensor, second: Tensor) -> float:
-    """max(0, g₁·g₂) / |ĝ|², at most 1, for the estimate ĝ (P,) of all data and those of two independent halves.
+def agreement(estimate: Tensor, first: Tensor, second: Tensor) -> float:
+    """g₁·g₂ / |ĝ|² in [−1, 1], for the estimate ĝ (P,) of all data and those of two independent halves.
 
     E[g₁·g₂] is the squared length of what all three estimate, and |ĝ|² contains the noise on top of it.
     """
     common = torch.dot(first.double(), second.double())
-    return float((common / estimate.double().square().sum().clamp_min(1e-300)).clamp(0.0, 1.0))
+    return float((common / estimate.double().square().sum().clamp_min(1e-300)).clamp(-1.0, 1.0))
 
 
 def take_segments(segments: Segments, indices: Tensor) -> Segments:
