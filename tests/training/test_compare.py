@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -46,6 +47,7 @@ def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "comparison"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("parl_core.training.train.make_env", PointMass)
+        patch.setattr(display, "_PLAIN_PAUSE", math.inf)  # on a slow machine, too
         patch.setattr(module, "run_tasks", lambda work, tasks, jobs, heard: do_tasks(work, tasks, heard))
         shown = run(path)
     (path.parent / "shown").write_text(shown)

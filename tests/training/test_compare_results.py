@@ -59,9 +59,9 @@ def test_the_tables_say_so():
     reached, cost = tables([*ORACLE, *PEBBLE])
     assert reached.rows[1] == ("pebble", "2", "90.0 ± 42.4", "90.0 [60.0, 120.0]", "75", "52.5")
     assert cost.rows[1] == ("pebble", "200", "300", "–", "8", "16", "–", "10 s", "30")
-    single = tables([run("surf", 0, (1.0, 2.0, 3.0), success=0.5)])[0]
+    single = tables([run("a-parl", 0, (1.0, 2.0, 3.0), success=0.5)])[0]
     assert single.columns[-1] == "success"
-    assert single.rows == (("surf", "1", "3.000", "3.000 [3.000, 3.000]", "–", "2.000", "50%"),)
+    assert single.rows == (("a-parl", "1", "3.000", "3.000 [3.000, 3.000]", "–", "2.000", "50%"),)
     both = [run("pebble", seed, (1.0, 2.0, 3.0), success=share) for seed, share in enumerate((0.4, 0.8))]
     assert tables(both)[0].rows[0][-1] == "60% ± 28%"
 
