@@ -8,19 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
 from ..envs import make_env
-from ..errors import ConfigError, Interrupted, RunFolderError, import_extra
+from ..errors import ConfigError, Interrupted, import_extra
 from ..rl.rollout import Evaluation
 from .config import TrainConfig, flatten, from_dict, to_dict
 from .display import Display, summary_table
+from .loggers import make_loggers
 from .plots import draw_run
 from .run_folder import RunFolder
-from .trainer import EpisodeEnded, Evaluated, Event, SessionEnded, Trainer, seeds
+from .trainer import EpisodeEnded, Evaluated, Trainer, seeds
 
 
 def train(config: TrainConfig, path: Path, console: Console) -> RunFolder:
@@ -124,12 +124,16 @@ def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Conso
         folder.save({"config": to_dict(config), "trainer": trainer.state_dict(), "random": vars(random)})
         saved_at = trainer.step
 
-    with Display(config, console) as display, _TensorBoard(folder.path, trainer.step) as board, _CtrlC() as ctrl_c:
+    with (
+        Display(config, console) as display,
+        make_loggers(folder.path, config, trainer.step, False) as loggers,
+        _CtrlC() as ctrl_c,
+    ):
         display.start_at(trainer.step)
         try:
             for event in trainer.run():
                 display.show(event)
-                board.log(event)
+                loggers.log(event)
                 if isinstance(event, Evaluated):
                     folder.add_row(event.row)
                 elif isinstance(event, EpisodeEnded) and (
@@ -185,56 +189,3 @@ class _CtrlC:
         """Raise KeyboardInterrupt if Ctrl-C was pressed."""
         if self._asked:
             raise KeyboardInterrupt
-
-
-def _leave_writer_threads_errors_to_us() -> None:
-    """TensorBoard's writer thread prints a traceback when the disk is full, and the next call raises the same error."""
-    before = threading.excepthook
-
-    def hook(arguments: threading.ExceptHookArgs) -> None:
-        if not (type(arguments.thread).__name__ == "_AsyncWriterThread" and isinstance(arguments.exc_value, OSError)):
-            before(arguments)
-
-    threading.excepthook = hook
-
-
-class _TensorBoard:
-    """Scalars for TensorBoard, by environment step; on a resume what was logged after the checkpoint is superseded."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        _leave_writer_threads_errors_to_us()
-        try:
-            self._writer: Any = SummaryWriter(str(path), purge_step=step + 1 if step else None)
-        except OSError as error:
-            raise RunFolderError(f"Cannot write TensorBoard events into {path}: {error.strerror or error}") from error
-
-    def __enter__(self) -> _TensorBoard:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._writer.close()
-        except OSError as error:
-            raise RunFolderError(f"Cannot write TensorBoard events: {error.strerror or error}") from error
-
-    def log(self, event: Event) -> None:
-        """Write what the event carries."""
-        try:
-            self._log(event)
-        except OSError as error:
-            raise RunFolderError(f"Cannot write TensorBoard events: {error.strerror or error}") from error
-
-    def _log(self, event: Event) -> None:
-        if isinstance(event, EpisodeEnded):
-            self._writer.add_scalar("train/true_return", event.true_return, event.step)
-        elif isinstance(event, SessionEnded):
-            self._writer.add_scalar("reward/accuracy", event.fit.accuracy, event.step)
-            self._writer.add_scalar("reward/loss", event.fit.loss, event.step)
-            for name, value in vars(event.implicit).items() if event.implicit else ():
-                self._writer.add_scalar(f"implicit/{name}", value, event.step)
-        elif isinstance(event, Evaluated):
-            for name, number in event.row.items():
-                if name != "step" and number is not None:
-                    self._writer.add_scalar(f"eval/{name}", number, event.row["step"])

@@ -77,7 +77,7 @@ def test_metaworlds_cameras_are_upright_and_not_mirrored():
         assert len(rows) > 10
         return rows.mean(), columns.mean()
 
-    start, up = np.array([0.2, 0.5, 0.2]), np.array([0.0, 0.0, 1.0])
+    start, up = np.array([-0.1, 0.45, 0.2]), np.array([0.0, 0.0, 1.0])
     turned = 0
     for camera in ("corner", "corner2", "corner3", "corner4"):
         axes = model.cam_mat0[model.camera(camera).id].reshape(3, 3)
