@@ -33,6 +33,15 @@ class Segments(NamedTuple):
     """(n, L), of the environment; for teachers and logs, never for learning."""
 
 
+class SegmentPositions(NamedTuple):
+    """Where n segments lie."""
+
+    episodes: Tensor
+    """(n,) int64, which episode: finished ones are numbered from 0 in the order of their end, dropped ones included."""
+    starts: Tensor
+    """(n,) int64, the segment's first step in it."""
+
+
 class EpisodeStore:
     """The last `max_episodes` finished episodes and the running ones, one for each environment.
 
@@ -50,6 +59,7 @@ class EpisodeStore:
         self.obs_dim, self.act_dim, self.num_envs = obs_dim, act_dim, num_envs
         self._widths = (obs_dim, act_dim, 1)
         self._finished: deque[Tensor] = deque(maxlen=max_episodes)
+        self._num_ended = 0
         self._lengths = [0] * num_envs
         self._set_running([torch.empty(0, sum(self._widths))] * num_envs)
 
@@ -95,25 +105,47 @@ class EpisodeStore:
         """That environment's episode is finished; the oldest one is dropped if there are too many."""
         self._finished.append(self._running[env, : self._lengths[env]].clone())
         self._lengths[env] = 0
+        self._num_ended += 1
+
+    def episode(self, number: int) -> Tensor:
+        """(T, do + da + 1): observations, actions and true rewards of the episode that ended as the `number`-th, from 0."""
+        place = number - self._first_kept
+        if not 0 <= place < len(self._finished):
+            raise ValueError(
+                f"number must lie in [{self._first_kept}, {self._num_ended}), the episodes that are kept, got {number}"
+            )
+        return self._finished[place]
 
     def sample(self, num: int, length: int, generator: torch.Generator, latest: int | None = None) -> Segments:
         """Draw `num` segments of `length` steps: an episode uniformly, then a start in it uniformly.
 
         Finished episodes of at least `length` steps take part; of them only the last `latest`, if given.
         """
-        episodes = self._long_enough(length)
-        episodes = episodes if latest is None else episodes[-latest:]
-        if not episodes:
+        numbers, starts = self.sample_positions(num, length, generator, latest)
+        rows = torch.stack(
+            [
+                self.episode(number)[start : start + length]
+                for number, start in zip(numbers.tolist(), starts.tolist(), strict=True)
+            ]
+        )
+        observations, actions, true_rewards = rows.split(self._widths, dim=-1)
+        return Segments(observations, actions, true_rewards.squeeze(-1))
+
+    def sample_positions(
+        self, num: int, length: int, generator: torch.Generator, latest: int | None = None
+    ) -> SegmentPositions:
+        """Where the segments lie that `sample` would draw."""
+        numbers = [self._first_kept + i for i, episode in enumerate(self._finished) if len(episode) >= length]
+        numbers = numbers if latest is None else numbers[-latest:]
+        if not numbers:
             raise ValueError(
                 f"There is no finished episode of at least {length} steps to draw segments from "
                 f"(finished episodes: {len(self._finished)})"
             )
-        which = torch.randint(len(episodes), (num,), generator=generator).tolist()
-        where = torch.rand(num, generator=generator, dtype=torch.float64).tolist()
-        starts = [int(u * (len(episodes[i]) - length + 1)) for i, u in zip(which, where, strict=True)]
-        rows = torch.stack([episodes[i][start : start + length] for i, start in zip(which, starts, strict=True)])
-        observations, actions, true_rewards = rows.split(self._widths, dim=-1)
-        return Segments(observations, actions, true_rewards.squeeze(-1))
+        which = torch.randint(len(numbers), (num,), generator=generator)
+        where = torch.rand(num, generator=generator, dtype=torch.float64)
+        room = torch.tensor([len(self.episode(number)) - length + 1 for number in numbers])
+        return SegmentPositions(torch.tensor(numbers)[which], (where * room[which]).long())
 
     def recent_trajectories(
         self, num_steps: int, length: int, dtype: torch.dtype = torch.float32, *, skip_episodes: int = 0
@@ -142,7 +174,8 @@ class EpisodeStore:
     def state_dict(self) -> dict[str, Any]:
         """All steps, and the lengths of the episodes, those of the running ones last."""
         episodes = (*self._finished, *self._running_episodes())
-        return {"steps": torch.cat(episodes), "lengths": torch.tensor([len(episode) for episode in episodes])}
+        lengths = torch.tensor([len(episode) for episode in episodes])
+        return {"steps": torch.cat(episodes), "lengths": lengths, "num_ended": self._num_ended}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned, from a store of the same sizes."""
@@ -155,6 +188,12 @@ class EpisodeStore:
         self._finished = deque(episodes[: -self.num_envs], maxlen=self._finished.maxlen)
         self._lengths = lengths[-self.num_envs :]
         self._set_running(episodes[-self.num_envs :])
+        self._num_ended = state["num_ended"]
+
+    @property
+    def _first_kept(self) -> int:
+        """The number of the oldest episode that is kept."""
+        return self._num_ended - len(self._finished)
 
     def _long_enough(self, length: int) -> list[Tensor]:
         """Finished episodes of at least `length` steps, oldest first."""
