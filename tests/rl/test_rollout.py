@@ -174,10 +174,10 @@ class Scripted(Environment):
     def _step(self, action):
         raise NotImplementedError
 
-    def rng_state(self):
+    def _state(self):
         return {}
 
-    def _set_rng_state(self, state):
+    def _set_state(self, state):
         raise NotImplementedError
 
 
