@@ -125,8 +125,8 @@ class OwnEnvironment(Environment):
         return bool(given)
 
 
-def load(name: str) -> Callable[[int], Any]:
-    """The function that `<module>:<function>` names; modules are looked for in the working folder too.
+def load(name: str, kind: str = "environment") -> Callable[..., Any]:
+    """The function, which makes something of that kind, that `<module>:<function>` names; modules are looked for in the working folder too.
 
     Raises:
         UnknownNameError: there is no such module, or no such function in it.
@@ -142,13 +142,13 @@ def load(name: str) -> Callable[[int], Any]:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there and needs one that is not
         raise UnknownNameError(
-            f"Unknown environment '{name}': expected {PATTERN}, and there is no module '{module_name}' in {os.getcwd()} or "
+            f"Unknown {kind} '{name}': expected {PATTERN}, and there is no module '{module_name}' in {os.getcwd()} or "
             "on Python's path"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise unknown_name("environment", name, [f"{module_name}:{known}" for known in _functions(module)] or [PATTERN])
-    loaded: Callable[[int], Any] = function
+        raise unknown_name(kind, name, [f"{module_name}:{known}" for known in _functions(module)] or [PATTERN])
+    loaded: Callable[..., Any] = function
     return loaded
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from ..envs import make_env
-from ..envs.own import MakeEnvironment, load_function
+from ..envs.own import load
 from ..envs.vector import make_environments
 from ..errors import ConfigError, Interrupted, RunFolderError, import_extra
 from ..preference.label_sources import LabelSource
@@ -33,7 +33,7 @@ from .upper_level import SessionEnded
 class Options:
     """What a run is given beside its numbers; none of it is kept in the run folder."""
 
-    environment: MakeEnvironment | None = None
+    environment: Callable[[int], Any] | None = None
     """Makes your own environment from a seed, in place of the one that `TrainConfig.env` names."""
     label_source: LabelSource | None = None
     """Labels, in place of the scripted teacher or of what `TrainConfig.label_source` names."""
@@ -127,7 +127,7 @@ def _trainer(config: TrainConfig, options: Options) -> Iterator[Trainer]:
         torch.set_num_threads(config.threads)
     source = options.label_source
     if source is None and config.label_source is not None:
-        source = load_function(config.label_source, "label source")()
+        source = load(config.label_source, "label source")()
     task = config.env if options.environment is None else options.environment
     eval_env = make_env(task, seeds(config.seed)["eval_env"])
     try:

@@ -80,14 +80,17 @@ class UpperLevel:
         self.dataset = PreferenceDataset(
             config.reward.label_budget if config.learns_reward else 0, config.query_length, obs_dim, act_dim
         )
-        learner = SurfLearner if config.algorithm == "surf" else RewardLearner
-        self.learner = learner(
-            self.reward,
-            learning_rate=config.reward.learning_rate,
-            batch_size=config.reward.batch_size,
-            generator=torch.Generator().manual_seed(seeds["reward"]),
-        )
-        self.pool = UnlabelledPool(config.query_length, config.surf.pool_capacity)
+        options: dict[str, Any] = {
+            "learning_rate": config.reward.learning_rate,
+            "batch_size": config.reward.batch_size,
+            "generator": torch.Generator().manual_seed(seeds["reward"]),
+        }
+        self.learner: SurfLearner | RewardLearner
+        if config.algorithm == "surf":
+            self.learner = SurfLearner(self.reward, config.surf, **options)
+        else:
+            self.learner = RewardLearner(self.reward, bpref_compat=config.bpref_compat, **options)
+        self.pool = UnlabelledPool(config.surf.pool_capacity, config.query_length, obs_dim, act_dim)
         self.implicit = ImplicitTerm(config.implicit, config.sac.discount)
         self.queries = 0
         self.next_session = config.first_session
@@ -121,7 +124,7 @@ class UpperLevel:
     def session(self, step: int, agent: SAC) -> SessionEnded | None:
         """Ask, and fit the reward to all labels; None if there is not a single label yet."""
         config, compat = self.config.reward, self.config.bpref_compat
-        wanted = labels_in_session(config.schedule, config.labels_per_session, step, self.config.steps)
+        wanted = labels_in_session(config.schedule, config.labels_per_session, min(step, self.config.steps), self.config.steps)
         count = min(wanted, config.label_budget - self.queries)
         on_policy = max(1, round(self._on_policy_share * count)) if self._on_policy_share else 0
         recent = self._recent_episodes if on_policy else 0
@@ -170,8 +173,15 @@ class UpperLevel:
         length = self.config.query_length
         if not self.is_fitted:
             return uniform(self.episodes, count, length, self.generator)
-        choose = SAMPLERS[self.config.reward.sampler]
-        return choose(self.episodes, count, length, self.generator, self.reward, margin=self.config.query_margin)
+        return SAMPLERS[self.config.reward.sampler](
+            self.episodes,
+            count,
+            length,
+            self.generator,
+            self.reward,
+            margin=self.config.query_margin,
+            labelled=self.dataset.segments,
+        )
 
     def _ask(self, queries: Queries) -> _Answers:
         """Have the queries labelled and keep those that were answered."""
@@ -226,9 +236,8 @@ class UpperLevel:
             "next_session": self.next_session,
             "last_session": None if session is None else dataclasses.asdict(session),
         }
-        if hasattr(self.source, "state_dict"):
-            state["source"] = self.source.state_dict()
-        return state
+        remember = getattr(self.source, "state_dict", None)
+        return {**state, "source": remember()} if remember else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned, from a run of the same configuration."""
@@ -240,8 +249,9 @@ class UpperLevel:
         self.implicit.load_state_dict(state["implicit"])
         self.queries, self.next_session = state["queries"], state["next_session"]
         self.last_session = _session(state["last_session"]) if state["last_session"] else None
-        if "source" in state and hasattr(self.source, "load_state_dict"):
-            self.source.load_state_dict(state["source"])
+        take_over = getattr(self.source, "load_state_dict", None)
+        if take_over and "source" in state:
+            take_over(state["source"])
 
 
 class _Answers(NamedTuple):
