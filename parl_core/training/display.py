@@ -12,7 +12,8 @@ from rich.table import Table
 from ..rl.rollout import Evaluation
 from .config import TrainConfig
 from .run_folder import Row
-from .trainer import Evaluated, Event, SessionEnded, Ticked
+from .trainer import Evaluated, Event, Ticked
+from .upper_level import SessionEnded
 
 
 class Display:

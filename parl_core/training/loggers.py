@@ -15,7 +15,8 @@ from typing import Any, Protocol
 from ..errors import ParlError, RunFolderError, import_extra
 from ..files import write_atomically
 from .config import TrainConfig, to_dict
-from .trainer import EpisodeEnded, Evaluated, Event, SessionEnded
+from .trainer import EpisodeEnded, Evaluated, Event
+from .upper_level import SessionEnded
 
 
 class Loggers:
@@ -66,6 +67,8 @@ def scalars(event: Event) -> tuple[int, dict[str, float]]:
     if isinstance(event, SessionEnded):
         implicit = vars(event.implicit) if event.implicit else {}
         fit = {"reward/accuracy": event.fit.accuracy, "reward/loss": event.fit.loss}
+        if event.fresh_accuracy is not None:
+            fit["reward/fresh_accuracy"] = event.fresh_accuracy
         return event.step, {**fit, **{f"implicit/{name}": value for name, value in implicit.items()}}
     if isinstance(event, Evaluated):
         row = {name: value for name, value in event.row.items() if value is not None}

@@ -101,12 +101,13 @@ def load_player(folder: RunFolder, config: TrainConfig, env: Environment) -> Pla
         RunFolderError: there is no checkpoint, or it cannot be used.
     """
     trainer = folder.load()["trainer"]
+    upper = trainer["upper"]
     agent = SAC(env.obs_dim, env.act_dim, config.sac, torch.Generator())
     agent.load_state_dict(trainer["agent"])
     reward = None
-    if config.learns_reward and trainer["last_session"] is not None:
+    if config.learns_reward and upper["last_session"] is not None:
         reward = RewardEnsemble(env.obs_dim, env.act_dim, config.reward.hidden, config.reward.members)
-        reward.load_state_dict(trainer["learner"]["ensemble"])
+        reward.load_state_dict(upper["learner"]["ensemble"])
     return Player(config, trainer["step"], lambda observation: agent.act(observation, deterministic=True), reward)
 
 

@@ -16,7 +16,8 @@ from parl_core.preference.reward_learning import RewardFit
 from parl_core.training.config import to_dict
 from parl_core.training.loggers import make_loggers, scalars
 from parl_core.training.run_folder import COLUMNS
-from parl_core.training.trainer import EpisodeEnded, Evaluated, SessionEnded, Ticked
+from parl_core.training.trainer import EpisodeEnded, Evaluated, Ticked
+from parl_core.training.upper_level import SessionEnded
 from tests.training.point_mass import tiny_config
 
 
@@ -34,10 +35,11 @@ def test_the_numbers_of_each_event():
     assert scalars(EpisodeEnded(30, 1.5)) == (30, {"train/true_return": 1.5})
     assert scalars(_evaluated(40)) == (40, {"eval/true_return": 3.5, "eval/labels": 8})
     fit = _filled(RewardFit, accuracy=0.75, loss=0.5)
-    session = _filled(SessionEnded, step=50, fit=fit, implicit=SimpleNamespace(solver_iterations=7, ratio=0.25))
-    values = scalars(session)[1]
-    assert (scalars(session)[0], values["reward/accuracy"], values["reward/loss"]) == (50, 0.75, 0.5)
-    assert (values["implicit/solver_iterations"], values["implicit/ratio"]) == (7, 0.25)
+    implicit = SimpleNamespace(solver_iterations=7, ratio=0.25)
+    session = _filled(SessionEnded, step=50, fit=fit, implicit=implicit, fresh_accuracy=0.625)
+    named = {"reward/accuracy": 0.75, "reward/loss": 0.5, "implicit/solver_iterations": 7, "implicit/ratio": 0.25}
+    assert scalars(session) == (50, {**named, "reward/fresh_accuracy": 0.625})
+    assert scalars(dataclasses.replace(session, fresh_accuracy=None)) == (50, named)
 
 
 def _tensorboard(path):
