@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
 
 from .errors import RunFolderError
+
+_PIECE = 2**20
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -26,3 +29,23 @@ def write_atomically(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):  # a read-only folder; the first error is the one to tell
             temporary.unlink(missing_ok=True)
         raise RunFolderError(f"Cannot write {path}: {error.strerror or error}") from error
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has what was written to a file, or until a folder there names its files as it does now."""
+    if path.is_dir() and os.name != "posix":
+        return  # a folder cannot be opened
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's contents, in hexadecimal digits; the file is read piece by piece."""
+    digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(piece):
+            digest.update(piece[:count])
+    return digest.hexdigest()

@@ -21,7 +21,7 @@ from .. import __version__
 from ..errors import ConfigError, RunFolderError
 from ..files import write_atomically
 from .csv_files import read_csv, write_csv
-from .environment import FACTS
+from ..provenance import FACTS
 from .study import Rows, Study
 from .workers import Finished, Task
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError, Interrupted, import_extra
 from ..files import write_atomically
-from .environment import describe_environment
+from ..provenance import describe_environment
 from .folder import Sitting, StudyFolder, read_record, read_rows
 from .provenance import code, commits, dates
 from .study import Study

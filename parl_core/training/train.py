@@ -69,7 +69,7 @@ def resume(path: Path, steps: int | None, console: Console, options: Options = O
         config = replace(config, steps=steps)
     config.validate()
     _require_extras()
-    if not folder.has_checkpoint:
+    if not folder.checkpoint_path.exists():
         with _trainer(config, options) as trainer:
             aside = folder.set_aside_rows()
             kept = f"; its evaluations so far are in {aside}" if aside else ""
@@ -142,12 +142,14 @@ def _trainer(config: TrainConfig, options: Options) -> Iterator[Trainer]:
 
 def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Console, options: Options) -> RunFolder:
     config, profile = trainer.config, trainer.profile
+    folder.add_sitting(trainer.step)
     saved_at, start, first_step = trainer.step, time.perf_counter(), trainer.step
 
     def save() -> None:
         nonlocal saved_at
         with profile.section("checkpoints"):
-            folder.save({"config": to_dict(config), "trainer": trainer.state_dict(), "random": vars(random)})
+            state = {"config": to_dict(config), "trainer": trainer.state_dict(), "random": vars(random)}
+            folder.save(state, trainer.step)
         saved_at = trainer.step
 
     with Display(config, console) as display, _TensorBoard(folder.path, trainer.step) as board, _CtrlC() as ctrl_c:
