@@ -1,4 +1,4 @@
-"""Writing files so that nothing that was complete on disk is ever lost."""
+"""Writing files so that nothing that was complete on disk is ever lost, to a kill or to another process."""
 
 from __future__ import annotations
 
@@ -49,3 +49,32 @@ def sha256(path: Path) -> str:
         while count := file.readinto(piece):
             digest.update(piece[:count])
     return digest.hexdigest()
+
+
+def lock_folder(path: Path, command: str) -> int:
+    """Make the folder if need be, and keep other commands out of it until the descriptor that is returned is closed.
+
+    The lock ends with its process, however that ends.
+
+    Raises:
+        RunFolderError: it cannot be made or locked, or another `command` is at work in it.
+    """
+    try:
+        import fcntl
+    except ImportError as error:
+        raise RunFolderError(f"{command} needs a POSIX system: elsewhere it cannot lock its folder") from error
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise RunFolderError(f"Cannot make the folder {path}: {error.strerror or error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        if isinstance(error, BlockingIOError):
+            raise RunFolderError(f"{path} is in use by another {command}") from error
+        raise RunFolderError(
+            f"{path} cannot be locked ({error.strerror or error}): choose an --output on another file system"
+        ) from error
+    return lock

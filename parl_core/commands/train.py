@@ -76,4 +76,6 @@ def _only_steps_with_resume(given: dict[str, object], others: list[str]) -> None
     extra = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None and value is not False]
     extra = [name for name in extra if name not in ("--resume", "--steps", "--profile")] + others
     if extra:
-        raise ConfigError(f"--resume takes the run's own settings; only --steps and --profile may come along, got {', '.join(extra)}")
+        raise ConfigError(
+            f"--resume takes the run's own settings; only --steps and --profile may come along, got {', '.join(extra)}"
+        )

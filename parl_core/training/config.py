@@ -23,6 +23,7 @@ ALGORITHMS = {
     "a-parl": "PEBBLE whose reward update also takes the hypergradient's implicit term",
 }
 
+
 @dataclass(frozen=True)
 class RewardConfig:
     """Learning the reward from preferences (PEBBLE, Lee et al., ICML 2021)."""

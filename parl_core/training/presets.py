@@ -36,9 +36,7 @@ def preset(env: str, algorithm: str, name: str) -> TrainConfig:
         config = _tabular(config, env)
     if env in PUBLISHED_LABELS and name == "paper":
         labels, per_session = list(PUBLISHED_LABELS[env].items())[-1]
-        config = replace(
-            config, reward=replace(config.reward, label_budget=labels, labels_per_session=per_session)
-        )
+        config = replace(config, reward=replace(config.reward, label_budget=labels, labels_per_session=per_session))
     if algorithm == "surf":
         config = _surf(config, family, name)
     if algorithm == "oracle":

@@ -15,7 +15,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +198,3 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         if not {"step", "true_return"} <= row.keys():
             raise RunFolderError(f"{file} must hold step and true_return in every row, but row {number} does not")
     return table
-
-
-def mean_by_step(runs: Sequence[list[dict[str, float]]], column: str) -> tuple[list[float], list[float]]:
-    """Steps that all runs have, with the mean of a column over the runs."""
-    tables = [{row["step"]: row[column] for row in rows if column in row} for rows in runs]
-    steps = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
-    return steps, [sum(table[step] for table in tables) / len(tables) for step in steps]

@@ -23,8 +23,8 @@ from ..rl.rollout import Evaluation
 from .config import TrainConfig, flatten, from_dict, to_dict
 from .display import Display, summary_table
 from .plots import draw_run
-from .run_folder import RunFolder
 from .profile import profile_table
+from .run_folder import RunFolder
 from .trainer import EpisodeEnded, Evaluated, Event, Ticked, Trainer, env_seeds, seeds
 from .upper_level import SessionEnded
 
@@ -39,9 +39,11 @@ class Options:
     """Labels, in place of the scripted teacher or of what `TrainConfig.label_source` names."""
     profile: bool = False
     """Print where the time went."""
+    notice: Callable[[Event], None] | None = None
+    """Is told of every event, after it has been written down."""
 
 
-def train(config: TrainConfig, path: Path, console: Console, options: Options = Options()) -> RunFolder:  # noqa: B008
+def train(config: TrainConfig, path: Path, console: Console, options: Options = Options()) -> RunFolder:
     """Train anew into the empty or new folder `path`.
 
     Raises:
@@ -55,7 +57,7 @@ def train(config: TrainConfig, path: Path, console: Console, options: Options = 
         return _begin(trainer, folder, console, options)
 
 
-def resume(path: Path, steps: int | None, console: Console, options: Options = Options()) -> RunFolder:  # noqa: B008
+def resume(path: Path, steps: int | None, console: Console, options: Options = Options()) -> RunFolder:
     """Go on with the run in `path` from its last checkpoint (from the start if it has none), to `steps` if given.
 
     The options must be those that the run was begun with.
@@ -166,6 +168,8 @@ def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Conso
                     event.step - saved_at >= config.checkpoint_interval or event.step >= config.steps
                 ):
                     save()
+                if options.notice:
+                    options.notice(event)
                 ctrl_c.check()
         except KeyboardInterrupt as error:
             at = f"the last checkpoint is at step {saved_at}" if saved_at else "before the first checkpoint"

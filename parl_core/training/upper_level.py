@@ -74,7 +74,9 @@ class UpperLevel:
         self.config, self.source, self.profile = config, source, profile
         self.generator = torch.Generator().manual_seed(seeds["queries"])
         self.episodes = EpisodeStore(config.reward.pool_episodes, obs_dim, act_dim, config.num_envs)
-        torch.manual_seed(seeds["init"])  # the reward networks' initial weights; nothing later uses the global generator
+        torch.manual_seed(
+            seeds["init"]
+        )  # the reward networks' initial weights; nothing later uses the global generator
         self.reward = RewardEnsemble(obs_dim, act_dim, config.reward.hidden, config.reward.members)
         # Whatever the schedule, a session asks about at least one pair and no run about more than its budget.
         self.dataset = PreferenceDataset(
@@ -124,7 +126,9 @@ class UpperLevel:
     def session(self, step: int, agent: SAC) -> SessionEnded | None:
         """Ask, and fit the reward to all labels; None if there is not a single label yet."""
         config, compat = self.config.reward, self.config.bpref_compat
-        wanted = labels_in_session(config.schedule, config.labels_per_session, min(step, self.config.steps), self.config.steps)
+        wanted = labels_in_session(
+            config.schedule, config.labels_per_session, min(step, self.config.steps), self.config.steps
+        )
         count = min(wanted, config.label_budget - self.queries)
         on_policy = max(1, round(self._on_policy_share * count)) if self._on_policy_share else 0
         recent = self._recent_episodes if on_policy else 0

@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -14,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parl_core.errors import ConfigError, RunFolderError
 from parl_core import provenance
+from parl_core.errors import ConfigError, RunFolderError
 from parl_core.reproduce.csv_files import plain_rows, read_csv, write_csv
 from parl_core.reproduce.folder import StudyFolder, read_record, read_results
-from parl_core.reproduce.workers import Finished
+from parl_core.workers import Finished
 from tests.reproduce.tiny import Tiny
 
 HERE = {

@@ -24,7 +24,9 @@ def same(one, other) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
+        return (
+            one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
+        )
     if isinstance(one, np.ndarray):
         return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
     if isinstance(one, dict):
@@ -79,7 +81,8 @@ LEAVES = (
 STATES = st.dictionaries(
     KEYS,
     st.recursive(
-        LEAVES, lambda kind: st.lists(kind, max_size=3) | st.tuples(kind, kind) | st.dictionaries(KEYS, kind, max_size=3)
+        LEAVES,
+        lambda kind: st.lists(kind, max_size=3) | st.tuples(kind, kind) | st.dictionaries(KEYS, kind, max_size=3),
     ),
     max_size=4,
 )
@@ -224,7 +227,9 @@ def test_an_error_at_any_call_is_one_sentence_and_leaves_one_of_the_two_checkpoi
         state = load_checkpoint(folder)
         assert same(state, OLD) or same(state, NEW)
         seen.add(state["step"])
-        if state["step"] == 1:  # room was made for others; only what safetensors itself left is there until the next one
+        if (
+            state["step"] == 1
+        ):  # room was made for others; only what safetensors itself left is there until the next one
             assert {path.name for path in folder.iterdir()} - {".tmpXYZ"} == {
                 "manifest.json",
                 "tensors-1.safetensors",

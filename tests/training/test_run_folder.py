@@ -11,7 +11,7 @@ import torch
 
 from parl_core.errors import ConfigError, RunFolderError
 from parl_core.provenance import FACTS
-from parl_core.training.run_folder import COLUMNS, SIMULATORS, RunFolder, free_run_path, mean_by_step, read_metrics
+from parl_core.training.run_folder import COLUMNS, SIMULATORS, RunFolder, free_run_path, read_metrics
 from tests.training.point_mass import tiny_config
 
 
@@ -105,12 +105,3 @@ def test_free_run_path_counts_on(tmp_path):
     assert free_run_path(tmp_path, config) == first  # empty: free
     (first / "config.json").write_text("{}")
     assert free_run_path(tmp_path, config).name == first.name + "_2"
-
-
-def test_mean_by_step_uses_the_steps_that_all_runs_have():
-    runs = [
-        [{"step": 1.0, "true_return": 2.0}, {"step": 2.0, "true_return": 4.0}],
-        [{"step": 1.0, "true_return": 4.0}, {"step": 3.0, "true_return": 0.0}],
-    ]
-    assert mean_by_step(runs, "true_return") == ([1.0], [3.0])
-    assert mean_by_step([], "true_return") == ([], [])
