@@ -36,12 +36,12 @@ def run(arguments: list[str]) -> int:
     tyro = import_extra("tyro", "train", needed_for="parl reproduce")
     rich_console = import_extra("rich.console", "train", needed_for="parl reproduce")
 
-    from ..reproduce.workers import one_thread
+    from ..workers import one_thread
 
     with one_thread():  # around the import of the study, and of NumPy with it
         study = study_class(name)
 
-        from ..reproduce.environment import available_cores
+        from ..provenance import available_cores
         from ..reproduce.folder import DEFAULT_OUTPUT
         from ..reproduce.runner import reproduce
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, Interrupted, import_extra
 from ..files import write_atomically
-from .environment import describe_environment
+from ..provenance import describe_environment
+from ..workers import Failed, Finished, Report, Task, TaskError, do_tasks, run_tasks
+from .csv_files import plain_rows
 from .folder import Sitting, StudyFolder, read_record, read_rows
 from .provenance import code, commits, dates
-from .study import Study
+from .study import Rows, Study
 from .tables import to_text
-from .workers import Task, TaskError, run_tasks
 
 _PLAIN_REPORTS, _PLAIN_PAUSE = 10, 2.0
 """Lines that tell of progress where there is no terminal, at most, and the seconds between two of them, at least."""
@@ -81,9 +83,11 @@ def _compute(study: Study, tasks: Sequence[Task], folder: StudyFolder, jobs: int
     try:
         with (
             _progress(study.name, done, len(tasks), console) as advance,
-            closing(run_tasks(study, left, jobs)) as finished,
+            closing(_results(study, left, jobs)) as finished,
         ):
             for result in finished:
+                if isinstance(result, Failed):
+                    raise result.error
                 folder.add(result, time.perf_counter() - start)
                 done += 1
                 advance(done)
@@ -97,6 +101,20 @@ def _compute(study: Study, tasks: Sequence[Task], folder: StudyFolder, jobs: int
         raise TaskError(f"{error}{where}; {kept.format(done, len(tasks))}") from error
     failure.unlink(missing_ok=True)
     folder.finish(tasks)
+
+
+def _results(study: Study, tasks: Sequence[Task], jobs: int) -> Generator[Finished | Failed, None, None]:
+    """What the tasks give, in this process if that is enough."""
+    do = partial(_rows, study)
+    return run_tasks(do, tasks, jobs, _ignore) if jobs > 1 else do_tasks(do, tasks, _ignore)
+
+
+def _rows(study: Study, task: Task, _: Report) -> Rows:
+    return plain_rows(study.run(task))
+
+
+def _ignore(task: Task, message: Any) -> None:
+    """Studies' tasks report nothing."""
 
 
 @contextmanager

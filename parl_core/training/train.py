@@ -26,7 +26,7 @@ from .loggers import make_loggers
 from .plots import draw_run
 from .profile import profile_table
 from .run_folder import RunFolder
-from .trainer import Evaluated, Ticked, Trainer, env_seeds, seeds
+from .trainer import Evaluated, Event, Ticked, Trainer, env_seeds, seeds
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Options:
     """Print where the time went."""
     wandb: bool = False
     """Send the scalars to Weights & Biases too."""
+    notice: Callable[[Event], None] | None = None
+    """Is told of every event, after it has been written down."""
 
 
 def train(config: TrainConfig, path: Path, console: Console, options: Options = Options()) -> RunFolder:
@@ -71,7 +73,7 @@ def resume(path: Path, steps: int | None, console: Console, options: Options = O
         config = replace(config, steps=steps)
     config.validate()
     _require_extras()
-    if not folder.has_checkpoint:
+    if not folder.checkpoint_path.exists():
         with _trainer(config, options) as trainer:
             aside = folder.set_aside_rows()
             kept = f"; its evaluations so far are in {aside}" if aside else ""
@@ -144,12 +146,14 @@ def _trainer(config: TrainConfig, options: Options) -> Iterator[Trainer]:
 
 def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Console, options: Options) -> RunFolder:
     config, profile = trainer.config, trainer.profile
+    folder.add_sitting(trainer.step)
     saved_at, start, first_step = trainer.step, time.perf_counter(), trainer.step
 
     def save() -> None:
         nonlocal saved_at
         with profile.section("checkpoints"):
-            folder.save({"config": to_dict(config), "trainer": trainer.state_dict(), "random": vars(random)})
+            state = {"config": to_dict(config), "trainer": trainer.state_dict(), "random": vars(random)}
+            folder.save(state, trainer.step)
         saved_at = trainer.step
 
     with (
@@ -170,6 +174,8 @@ def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Conso
                     event.step - saved_at >= config.checkpoint_interval or event.step >= config.steps
                 ):
                     save()
+                if options.notice:
+                    options.notice(event)
                 ctrl_c.check()
         except KeyboardInterrupt as error:
             at = f"the last checkpoint is at step {saved_at}" if saved_at else "before the first checkpoint"

@@ -15,17 +15,19 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, cast
 
-from ..errors import ParlError
-from .csv_files import plain_rows
-from .study import Rows, Study
+from .errors import ParlError
 
 Task = Mapping[str, Any]
+Report = Callable[[Any], None]
+Work = Callable[[Task, Report], Any]
+"""What does a task: `work(task, report)`; it, its result and whatever it reports of its progress travel by pickle."""
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -34,9 +36,16 @@ class Finished(NamedTuple):
     """A task that is done."""
 
     task: Task
-    rows: Rows
+    result: Any
     seconds: float
     """Wall time of the task alone."""
+
+
+class Failed(NamedTuple):
+    """A task that is not."""
+
+    task: Task
+    error: TaskError
 
 
 class TaskError(ParlError, RuntimeError):
@@ -47,40 +56,60 @@ class TaskError(ParlError, RuntimeError):
         self.details = details
 
 
-def run_tasks(study: Study, tasks: Sequence[Task], jobs: int) -> Generator[Finished, None, None]:
-    """Do the tasks in `jobs` processes (in this one if it is 1) and give each back as it is finished.
+def do_tasks(
+    work: Work, tasks: Sequence[Task], heard: Callable[[Task, Any], None]
+) -> Generator[Finished | Failed, None, None]:
+    """Do the tasks one after the other in this process; the rest is as `run_tasks` has it."""
+    with one_thread():
+        for task in tasks:
+            yield _outcome(_do(work, task, partial(heard, task)), task)
 
-    Closing the iterator, or an exception in it, ends all processes before it returns.
 
-    Raises:
-        TaskError: a task raised an exception or its process died.
+def run_tasks(
+    work: Work, tasks: Sequence[Task], jobs: int, heard: Callable[[Task, Any], None]
+) -> Generator[Finished | Failed, None, None]:
+    """Do the tasks in `jobs` processes and give each back as it is finished, or has failed.
+
+    A failure leaves the other tasks alone; a process that died is replaced. Closing the iterator, or an exception in it,
+    ends all processes before it returns.
+
+    Args:
+        work: does a task.
+        tasks: begun in this order.
+        jobs: processes, at least 1.
+        heard: called here with a task and whatever it reports.
     """
-    if jobs == 1:
-        with one_thread():
-            for task in tasks:
-                yield _checked(_do(study, task), task)
-        return
-    waiting = deque(tasks)
-    busy: dict[Connection, Task] = {}
-    with _processes(study, min(jobs, len(tasks))) as processes:
-        for channel in processes:
-            _hand_out(waiting, busy, channel)
+    waiting, busy = deque(tasks), dict[Connection, Task]()
+    with _Processes(work) as processes:
+        for _ in range(min(jobs, len(tasks))):
+            _hand_out(waiting, busy, processes.start())
         while busy:
             for channel in cast("list[Connection]", wait(busy)):
-                task = busy.pop(channel)
+                task = busy[channel]
                 try:
                     reply = channel.recv()
-                except (EOFError, OSError) as error:
-                    process = processes[channel]
-                    process.join()
-                    raise TaskError(f"the process of {named(task)} died ({_cause(process.exitcode)})") from error
+                except (EOFError, OSError):
+                    del busy[channel]
+                    cause = processes.bury(channel)
+                    if waiting:
+                        _hand_out(waiting, busy, processes.start())
+                    yield Failed(task, TaskError(f"the process of {named(task)} died ({cause})"))
+                    continue
+                if isinstance(reply, _Message):
+                    heard(task, reply.content)
+                    continue
+                del busy[channel]
                 _hand_out(waiting, busy, channel)
-                yield _checked(reply, task)
+                yield _outcome(reply, task)
 
 
 def named(task: Task) -> str:
     """A task in words."""
     return "task " + ", ".join(f"{key}={value}" for key, value in task.items())
+
+
+class _Message(NamedTuple):
+    content: Any
 
 
 def _hand_out(waiting: deque[Task], busy: dict[Connection, Task], channel: Connection) -> None:
@@ -90,54 +119,80 @@ def _hand_out(waiting: deque[Task], busy: dict[Connection, Task], channel: Conne
             channel.send(busy[channel])
 
 
-def _checked(reply: Finished | TaskError, task: Task) -> Finished:
-    if isinstance(reply, TaskError):
-        raise reply
-    return reply._replace(task=task)
+def _outcome(reply: Finished | TaskError, task: Task) -> Finished | Failed:
+    return Failed(task, reply) if isinstance(reply, TaskError) else reply._replace(task=task)
 
 
-def _do(study: Study, task: Task) -> Finished | TaskError:
+def _do(work: Work, task: Task, report: Report) -> Finished | TaskError:
     start = time.perf_counter()
     try:
-        rows = plain_rows(study.run(task))
+        result = work(task, report)
+    except _ParentGone:
+        raise
     except ParlError as error:
         return TaskError(f"{named(task)} failed: {error}", traceback.format_exc())
     except Exception as error:
         message = f"{named(task)} failed with {type(error).__name__}: {error}"
         return TaskError(message, traceback.format_exc())
-    return Finished(task, rows, time.perf_counter() - start)
+    return Finished(task, result, time.perf_counter() - start)
 
 
-def _work(study: Study, channel: Connection) -> None:
-    """The life of a worker process: until its parent closes the pipe or is no more."""
+class _ParentGone(Exception):
+    """Nobody is left to report to."""
+
+
+def _life(work: Work, channel: Connection) -> None:
+    """Of a worker process: until its parent closes the pipe or is no more."""
+
+    def report(content: Any) -> None:
+        try:
+            channel.send(_Message(content))
+        except OSError as error:
+            raise _ParentGone from error
+
     try:
         while True:
-            channel.send(_do(study, channel.recv()))
-    except (EOFError, OSError):
+            channel.send(_do(work, channel.recv(), report))
+    except (EOFError, OSError, _ParentGone):
         return
 
 
-@contextmanager
-def _processes(study: Study, number: int) -> Iterator[dict[Connection, Any]]:
+class _Processes:
     """Worker processes by the pipe to each; all have ended when the block is left, however it is."""
-    context = multiprocessing.get_context("spawn")
-    processes: dict[Connection, Any] = {}
-    try:
-        with _environment(_THREADS), _ctrl_c_held_back():
-            for _ in range(number):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(study, theirs), daemon=True)
-                process.start()
-                theirs.close()  # so that the pipe ends with the process
-                processes[ours] = process
-        yield processes
-    finally:
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._context = multiprocessing.get_context("spawn")
+        self._processes: dict[Connection, Any] = {}
+
+    def __enter__(self) -> _Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         with _ctrl_c_held_back():
-            for channel, process in processes.items():
+            for channel, process in self._processes.items():
                 process.terminate()
                 channel.close()
-            for process in processes.values():
+            for process in self._processes.values():
                 process.join()
+
+    def start(self) -> Connection:
+        """Start one more; returns the pipe to it."""
+        with _environment(_THREADS), _ctrl_c_held_back():
+            ours, theirs = self._context.Pipe()
+            # No daemon, which could have no processes of its own, as environments in worker processes are.
+            process = self._context.Process(target=_life, args=(self._work, theirs))
+            process.start()
+            theirs.close()  # so that the pipe ends with the process
+            self._processes[ours] = process
+        return ours
+
+    def bury(self, channel: Connection) -> str:
+        """Take note of a process's death; returns what it died of."""
+        process = self._processes.pop(channel)
+        channel.close()
+        process.join()
+        return _cause(process.exitcode)
 
 
 @contextmanager

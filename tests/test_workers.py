@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from parl_core.reproduce import workers
+from parl_core import workers
 
 
 def test_ctrl_c_while_processes_are_started_comes_afterwards_and_never_to_them():
