@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes.util
 import importlib
 import os
@@ -78,6 +79,10 @@ class SceneCamera:
 
     def _open(self, mujoco: Any, model: Any, height: int, width: int) -> None:
         backend = _backend(self._name)
+        with contextlib.suppress(ImportError):
+            # Mesa makes its LLVM's symbols known to the whole process, and a Triton that is loaded after it, as by
+            # torch.compile, takes them for its own and crashes. Loaded before, it does not.
+            importlib.import_module("triton")
         screen = model.vis.global_
         screen.offwidth, screen.offheight = max(screen.offwidth, width), max(screen.offheight, height)
         try:
