@@ -15,9 +15,11 @@ from .errors import Interrupted, ParlError, unknown_name
 
 COMMANDS = {
     "train": "train a policy and its reward, or go on with a run (--resume)",
+    "presets": "show the numbers that runs start from, the published ones beside those for two cores",
     "compare": "train several algorithms with several seeds on several tasks, and tabulate what they reach",
     "plot": "draw the curves of several runs into one picture",
     "ablate": "a-parl with every curvature of the implicit term: return, alignment, time",
+    "video": "film a run's policy, with the true and the learned reward traced under the picture",
     "reproduce": "compute published results again, and write the page that shows them",
     "bench": "race the kernels against their peers, or compare two results (--compare)",
     "doctor": "what is installed here, and which backend each op can use",

@@ -32,6 +32,10 @@ class RunFolderError(ParlError, OSError):
     """A run folder, or a file in it, that cannot be used."""
 
 
+class RenderingError(ParlError, RuntimeError):
+    """A picture or a video that cannot be made here."""
+
+
 class ConfigError(ParlError, ValueError):
     """A configuration whose values contradict each other or lie outside their range."""
 

@@ -12,9 +12,11 @@ import sys
 import time
 
 import pytest
+import torch
 
 from parl_core import cli
 from parl_core.errors import MissingExtraError
+from parl_core.training.run_folder import RunFolder
 from tests.training.point_mass import PointMass, tiny_config
 
 TINY = (
@@ -85,6 +87,45 @@ def test_four_rooms_trains_and_goes_on_from_the_end_of_an_episode(tmp_path, caps
     assert int(rows[-1]["episodes"]) >= 2
     assert (rows[-1]["labels"] != "0") == (algorithm != "oracle")
     assert (rows[-1]["implicit_to_direct"] != "") == (algorithm == "a-parl")
+
+
+def test_the_teachers_numbers_come_from_its_name_and_from_options(point_mass, tmp_path, capsys):
+    run = tmp_path / "run"
+    options = ["--teacher", "noisy", "--teacher.mistake", "0.2", "--num-envs", "2", "--steps", "100"]
+    assert cli.main(["train", *options, "--run-dir", str(run), "--profile", *TINY]) == 0
+    config = json.loads((run / "config.json").read_text())
+    assert config["teacher"] == {"beta": 1.0, "discount": 1.0, "mistake": 0.2, "skip": 0.0, "equal": 0.0}
+    assert config["num_envs"] == 2
+    shown = capsys.readouterr().out
+    assert "environment steps/s: 100 in" in shown
+    assert all(section in shown for section in ("simulator", "SAC update", "reward learning", "checkpoints"))
+    assert "did you mean noisy?" in fails(capsys, "train", "--teacher", "noizy")
+    assert "teacher.mistake" in fails(capsys, "train", "--teacher.mistake", "1.5")
+
+
+def test_environments_and_labels_of_ones_own_go_by_name(tmp_path, capsys, monkeypatch):
+    (tmp_path / "own_task.py").write_text(
+        "import torch\n"
+        "from tests.training.point_mass import PointMass\n"
+        "def make(seed):\n"
+        "    return PointMass('mine', seed)\n"
+        "class Rightmost:\n"
+        "    def label(self, first, second):\n"
+        "        return (second.observations[:, :, 0].sum(1) > first.observations[:, :, 0].sum(1)).float()\n"
+        "    def episode_ended(self, true_return, length):\n"
+        "        assert length == 25\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    where = ["--env", "own_task:make", "--label-source", "own_task:Rightmost"]
+    train = ["train", "--algorithm", "pebble", "--steps", "150", "--run-dir", "run", *TINY]
+    assert cli.main([*train, *where]) == 0
+    assert cli.main(["train", "--resume", "run", "--steps", "200"]) == 0
+    labels = RunFolder.open(tmp_path / "run")[0].load()["trainer"]["upper"]["dataset"]
+    first, second = labels["segments"][:, :, :, 0].sum(2).unbind(1)
+    assert torch.equal(labels["labels"], (second > first).float())
+    assert "Unknown label source" in fails(
+        capsys, *train[: -len(TINY) - 2], "--label-source", "own_task:Leftmost", *where[:2]
+    )
 
 
 def test_the_same_seed_gives_the_same_metrics(point_mass, tmp_path):

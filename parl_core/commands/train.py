@@ -38,9 +38,11 @@ def run(arguments: list[str]) -> int:
         run_dir: Path | None = None
         """A new folder for the run; one is made under runs/ unless given."""
         resume: Path | None = None
-        """Go on with the run in this folder; of the other options only --steps and --profile may come along."""
+        """Go on with the run in this folder; of the other options only --steps, --profile and --wandb may come along."""
         profile: bool = False
         """Print where the time went."""
+        wandb: bool = False
+        """Send the scalars to Weights & Biases too; a run that goes on keeps its id there."""
 
     given, others = tyro.cli(Train, args=arguments, prog="parl train", return_unknown_args=True)
 
@@ -50,7 +52,7 @@ def run(arguments: list[str]) -> int:
     from ..training.run_folder import free_run_path
     from ..training.train import Options, resume, train
 
-    console, options = rich_console.Console(), Options(profile=given.profile)
+    console, options = rich_console.Console(), Options(profile=given.profile, wandb=given.wandb)
     if given.resume is not None:
         _only_steps_with_resume(vars(given), others)
         resume(given.resume, given.steps, console, options)
@@ -74,8 +76,9 @@ def run(arguments: list[str]) -> int:
 
 def _only_steps_with_resume(given: dict[str, object], others: list[str]) -> None:
     extra = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None and value is not False]
-    extra = [name for name in extra if name not in ("--resume", "--steps", "--profile")] + others
+    extra = [name for name in extra if name not in ("--resume", "--steps", "--profile", "--wandb")] + others
     if extra:
         raise ConfigError(
-            f"--resume takes the run's own settings; only --steps and --profile may come along, got {', '.join(extra)}"
+            "--resume takes the run's own settings; only --steps, --profile and --wandb may come along, got "
+            + ", ".join(extra)
         )

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..errors import NonFiniteError, ParlError, import_extra
 from .interface import Environment, Step
 from .mujoco_state import Attributes, ModelChanges, integration_state, set_integration_state
+from .rendering import SceneCamera, camera_number
 
 _UNLIMITED_HORIZON = 1000  # for tasks without a time limit (lqr): the length of nearly all others
 
@@ -55,6 +56,7 @@ class DMControlEnvironment(Environment):
         limited = action_spec.maximum < 1e10
         self._center = np.where(limited, (action_spec.maximum + action_spec.minimum) / 2, 0.0)
         self._half_range = np.where(limited, (action_spec.maximum - action_spec.minimum) / 2, 1.0)
+        self._camera = SceneCamera(f"dm_control/{domain}-{task}")
         super().__init__(
             f"dm_control/{domain}-{task}",
             obs_dim=stop,
@@ -63,7 +65,15 @@ class DMControlEnvironment(Environment):
             reports_success=False,
         )
 
+    def render(self, height: int = 480, width: int = 640, camera: str | None = None) -> npt.NDArray[np.uint8]:
+        """See `Environment.render`; unless given, the suite's first camera, which follows the body in most tasks."""
+        physics = self._environment.physics
+        model = physics.model.ptr
+        number = camera_number(model, camera) if camera else min(0, model.ncam - 1)
+        return self._camera.take(model, physics.data.ptr, height, width, number)
+
     def close(self) -> None:
+        self._camera.close()
         self._environment.close()
         self._environment.physics.free()
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, RenderingError
 
 _ROUNDING = 1e-6  # how far beyond ±1 an action may lie through rounding; it is clipped without a word
 
@@ -142,6 +142,19 @@ class Environment(ABC):
             raise ValueError(f"state must come from state() of {self.name}: {reason}") from error
         self._num_steps = num_steps
         self._in_episode = in_episode
+
+    def render(self, height: int = 480, width: int = 640, camera: str | None = None) -> npt.NDArray[np.uint8]:
+        """A picture of the present state, (height, width, 3) RGB. Never called in training.
+
+        Args:
+            height, width: of the picture, in pixels.
+            camera: a name that the task has for a view; the task's usual one unless given.
+
+        Raises:
+            RenderingError: the task has no pictures, or nothing here can draw them.
+            UnknownNameError: the task has no such camera.
+        """
+        raise RenderingError(f"{self.name} has no pictures: only DM Control and MetaWorld tasks can be drawn")
 
     def close(self) -> None:  # noqa: B027  (a simulator that holds nothing has nothing to release)
         """Release what the simulator holds."""

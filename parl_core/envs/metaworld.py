@@ -12,6 +12,9 @@ import numpy.typing as npt
 from ..errors import import_extra
 from .interface import Environment, Step
 from .mujoco_state import Attributes, ModelChanges, integration_state, set_integration_state
+from .rendering import SceneCamera, camera_number
+
+_CAMERA = "corner2"  # the one that published pictures of MetaWorld show
 
 
 class MetaWorldEnvironment(Environment):
@@ -40,6 +43,7 @@ class MetaWorldEnvironment(Environment):
         self._model_changes = ModelChanges(environment.model)
         # No step depends on the pictures that are drawn.
         self._attributes = Attributes(environment, environment.data, ("_np_random", "mujoco_renderer", "render_mode"))
+        self._camera = SceneCamera(f"metaworld/{task}")
         super().__init__(
             f"metaworld/{task}",
             obs_dim=environment.observation_space.shape[0],
@@ -48,7 +52,17 @@ class MetaWorldEnvironment(Environment):
             reports_success=True,
         )
 
+    def render(self, height: int = 480, width: int = 640, camera: str | None = None) -> npt.NDArray[np.uint8]:
+        """See `Environment.render`; unless given, the camera is corner2. The goal, hidden from the policy, is drawn."""
+        model = self._environment.model
+        number = camera_number(model, camera or _CAMERA)
+        picture = self._camera.take(model, self._environment.data, height, width, number)
+        # Several of MetaWorld's cameras are mounted upside down: their upward axis points to the floor.
+        upside_down = model.cam_mat0[number].reshape(3, 3)[2, 1] < 0
+        return picture[::-1, ::-1] if upside_down else picture
+
     def close(self) -> None:
+        self._camera.close()
         self._environment.close()
 
     def _state(self) -> dict[str, Any]:

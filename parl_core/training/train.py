@@ -17,16 +17,16 @@ from rich.console import Console
 from ..envs import make_env
 from ..envs.own import load_function
 from ..envs.vector import make_environments
-from ..errors import ConfigError, Interrupted, RunFolderError, import_extra
+from ..errors import ConfigError, Interrupted, import_extra
 from ..preference.label_sources import LabelSource
 from ..rl.rollout import Evaluation
 from .config import TrainConfig, flatten, from_dict, to_dict
 from .display import Display, summary_table
+from .loggers import make_loggers
 from .plots import draw_run
 from .profile import profile_table
 from .run_folder import RunFolder
-from .trainer import EpisodeEnded, Evaluated, Event, Ticked, Trainer, env_seeds, seeds
-from .upper_level import SessionEnded
+from .trainer import Evaluated, Event, Ticked, Trainer, env_seeds, seeds
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Options:
     """Labels, in place of the scripted teacher or of what `TrainConfig.label_source` names."""
     profile: bool = False
     """Print where the time went."""
+    wandb: bool = False
+    """Send the scalars to Weights & Biases too."""
     notice: Callable[[Event], None] | None = None
     """Is told of every event, after it has been written down."""
 
@@ -154,13 +156,17 @@ def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Conso
             folder.save(state, trainer.step)
         saved_at = trainer.step
 
-    with Display(config, console) as display, _TensorBoard(folder.path, trainer.step) as board, _CtrlC() as ctrl_c:
+    with (
+        make_loggers(folder.path, config, trainer.step, options.wandb) as loggers,
+        Display(config, console) as display,
+        _CtrlC() as ctrl_c,
+    ):
         display.start_at(trainer.step)
         try:
             for event in trainer.run():
                 with profile.section("logging"):
                     display.show(event)
-                    board.log(event)
+                    loggers.log(event)
                     if isinstance(event, Evaluated):
                         folder.add_row(event.row)
                 # Only here does the trainer's state hold everything.
@@ -223,56 +229,3 @@ class _CtrlC:
         """Raise KeyboardInterrupt if Ctrl-C was pressed."""
         if self._asked:
             raise KeyboardInterrupt
-
-
-def _leave_writer_threads_errors_to_us() -> None:
-    """TensorBoard's writer thread prints a traceback when the disk is full, and the next call raises the same error."""
-    before = threading.excepthook
-
-    def hook(arguments: threading.ExceptHookArgs) -> None:
-        if not (type(arguments.thread).__name__ == "_AsyncWriterThread" and isinstance(arguments.exc_value, OSError)):
-            before(arguments)
-
-    threading.excepthook = hook
-
-
-class _TensorBoard:
-    """Scalars for TensorBoard, by environment step; on a resume what was logged after the checkpoint is superseded."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        _leave_writer_threads_errors_to_us()
-        try:
-            self._writer: Any = SummaryWriter(str(path), purge_step=step + 1 if step else None)
-        except OSError as error:
-            raise RunFolderError(f"Cannot write TensorBoard events into {path}: {error.strerror or error}") from error
-
-    def __enter__(self) -> _TensorBoard:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._writer.close()
-        except OSError as error:
-            raise RunFolderError(f"Cannot write TensorBoard events: {error.strerror or error}") from error
-
-    def log(self, event: Event) -> None:
-        """Write what the event carries."""
-        try:
-            self._log(event)
-        except OSError as error:
-            raise RunFolderError(f"Cannot write TensorBoard events: {error.strerror or error}") from error
-
-    def _log(self, event: Event) -> None:
-        if isinstance(event, EpisodeEnded):
-            self._writer.add_scalar("train/true_return", event.true_return, event.step)
-        elif isinstance(event, SessionEnded):
-            self._writer.add_scalar("reward/accuracy", event.fit.accuracy, event.step)
-            self._writer.add_scalar("reward/loss", event.fit.loss, event.step)
-            for name, value in vars(event.implicit).items() if event.implicit else ():
-                self._writer.add_scalar(f"implicit/{name}", value, event.step)
-        elif isinstance(event, Evaluated):
-            for name, number in event.row.items():
-                if name != "step" and number is not None:
-                    self._writer.add_scalar(f"eval/{name}", number, event.row["step"])
