@@ -21,24 +21,13 @@ from .. import __version__
 from ..errors import ConfigError, RunFolderError
 from ..files import lock_folder, write_atomically
 from ..provenance import FACTS
+from ..results.csv_files import Rows, read_csv, write_csv
+from ..results.sittings import Sitting
 from ..workers import Finished, Task
-from .csv_files import read_csv, write_csv
-from .study import Rows, Study
+from .study import Study
 
 DEFAULT_OUTPUT = Path("runs", "reproduce")
 """Where a study's folder is made unless another is named."""
-
-
-class Sitting(NamedTuple):
-    """One time that a folder was worked on."""
-
-    environment: dict[str, Any]
-    """The `FACTS` of where and with what."""
-    jobs: int
-    tasks: int
-    """Tasks of the result that were done in it."""
-    wall_seconds: float
-    """From its begin to the end of its last task."""
 
 
 class Record(NamedTuple):

@@ -10,10 +10,9 @@ from urllib.parse import quote
 
 from ..errors import RunFolderError
 from ..files import write_atomically
-from . import provenance
+from ..results.tables import to_markdown
 from .folder import DEFAULT_OUTPUT, Results, read_results, study_of
 from .registry import study_from_settings, study_names
-from .tables import to_markdown
 
 DEFAULT_ROOTS = (Path("docs", "results"), DEFAULT_OUTPUT)
 """Where result folders are looked for: those that are kept, else those that were made here."""
@@ -93,8 +92,8 @@ def _provenance(results: Results) -> str:
     seconds = sum(sitting.wall_seconds for sitting in sittings)
     return (
         f"    {command}\n\n"
-        f"{provenance.dates(sittings)}, {provenance.code(sittings)}; {provenance.versions(sittings)}; "
-        f"{provenance.processors(sittings)}: {tasks} {'task' if tasks == 1 else 'tasks'} in {_duration(seconds)}. "
+        f"{dates(sittings)}, {code(sittings)}; {versions(sittings)}; "
+        f"{processors(sittings)}: {tasks} {'task' if tasks == 1 else 'tasks'} in {_duration(seconds)}. "
         f"Settings: {settings or 'none'}."
     )
 

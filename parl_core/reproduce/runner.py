@@ -12,12 +12,12 @@ from typing import Any
 from ..errors import ConfigError, Interrupted, import_extra
 from ..files import write_atomically
 from ..provenance import describe_environment
+from ..results.csv_files import Rows, plain_rows
+from ..results.sittings import code, commits, dates
+from ..results.tables import to_text
 from ..workers import Failed, Finished, Report, Task, TaskError, do_tasks, run_tasks
-from .csv_files import plain_rows
 from .folder import Sitting, StudyFolder, read_record, read_rows
-from .provenance import code, commits, dates
-from .study import Rows, Study
-from .tables import to_text
+from .study import Study
 
 _PLAIN_REPORTS, _PLAIN_PAUSE = 10, 2.0
 """Lines that tell of progress where there is no terminal, at most, and the seconds between two of them, at least."""

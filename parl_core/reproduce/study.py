@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-Row = dict[str, Any]
-"""One line of a CSV: column -> str, int, float or bool."""
-Rows = dict[str, list[Row]]
-"""CSV name (without .csv) -> its lines. Every line of a CSV has the same columns."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table for the terminal and the results page."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-    """A sentence or two below it: what the columns are, what holds and what does not."""
+from ..results.csv_files import Rows
+from ..results.tables import Table
 
 
 class Study(ABC):

@@ -22,8 +22,7 @@ from ..errors import RunFolderError
 from ..files import write_atomically
 from ..pictures import pyplot, save_picture
 from ..preference.teachers import TEACHERS, ScriptedTeacher
-from ..reproduce.study import Table
-from ..reproduce.tables import to_markdown, to_text
+from ..results.tables import Table, to_markdown, to_text
 from ..workers import Failed, Report, Task, run_tasks
 from .alignment import Alignment, AlignmentProbe
 from .config import TrainConfig

@@ -17,7 +17,7 @@ from rich.console import Console
 from ..errors import ConfigError, Interrupted
 from ..files import lock_folder, write_atomically
 from ..provenance import describe_environment
-from ..reproduce.tables import to_text
+from ..results.tables import to_text
 from ..workers import Failed, Report, Task, TaskError, run_tasks
 from .compare_folder import ComparisonFolder, read_json, write_json
 from .compare_results import clock, run_name, tables

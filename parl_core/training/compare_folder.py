@@ -18,11 +18,9 @@ from typing import Any
 
 from ..errors import ConfigError, RunFolderError
 from ..files import write_atomically
-from ..reproduce.csv_files import read_csv, write_csv
-from ..reproduce.folder import Sitting
-from ..reproduce.provenance import code, dates, processors, versions
-from ..reproduce.study import Table
-from ..reproduce.tables import to_markdown
+from ..results.csv_files import read_csv, write_csv
+from ..results.sittings import Sitting, code, dates, processors, versions
+from ..results.tables import Table, to_markdown
 from .compare_results import Run, grouped, results
 from .config import TrainConfig, flatten, to_dict
 from .plots import draw_curves

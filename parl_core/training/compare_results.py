@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..reproduce.study import Table
+from ..results.tables import Table
 from .config import ALGORITHMS
 from .statistics import aligned, area_under_curve, bootstrap_iqm, first_reached, interquartile_mean
 

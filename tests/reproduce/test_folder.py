@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from parl_core import provenance
 from parl_core.errors import ConfigError, RunFolderError
-from parl_core.reproduce.csv_files import plain_rows, read_csv, write_csv
 from parl_core.reproduce.folder import StudyFolder, read_record, read_results
+from parl_core.results.csv_files import plain_rows, read_csv, write_csv
 from parl_core.workers import Finished
 from tests.reproduce.tiny import Tiny
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from parl_core.errors import ConfigError, NonFiniteError
-from parl_core.reproduce.study import Study, Table
+from parl_core.reproduce.study import Study
+from parl_core.results.tables import Table
 
 
 @dataclass(frozen=True)

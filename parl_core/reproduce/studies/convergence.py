@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import ConfigError
-from ..study import Row, Rows, Study, Table
+from ...results.csv_files import Row, Rows
+from ...results.tables import Table
+from ..study import Study
 from .convergence_figures import draw_bias, draw_rate
 from .exact_a_parl import bias_rows, convergence_rows, floor_row
 from .fits import Fit, geometric_fit, log_log_slope

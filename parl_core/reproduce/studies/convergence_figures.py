@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...results.csv_files import Row
 from ..figures import COLOURS, draw_seeds, panels, save_picture
-from ..study import Row
 from .fits import Fit
 
 

@@ -19,8 +19,10 @@ from ...envs.tabular.problems.four_rooms_ascent import (
     initial_weights,
 )
 from ...errors import ConfigError, unknown_name
+from ...results.csv_files import Row, Rows
+from ...results.tables import Table
 from ..statistics import mean_and_error, mean_with_error, shown
-from ..study import Row, Rows, Study, Table
+from ..study import Study
 
 TEMPERATURES, COSTS = (0.001, 0.003, 0.005), (1.0, 3.0, 5.0)
 LEARNING_RATES = (0.5, 0.1, 0.05, 0.01)

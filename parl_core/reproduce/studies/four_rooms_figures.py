@@ -10,8 +10,8 @@ import numpy as np
 
 from ...envs.tabular.problems.four_rooms import GOALS, MAP, START, TARGET
 from ...pictures import pyplot
+from ...results.csv_files import Row
 from ..figures import COLOURS, panels, save_picture
-from ..study import Row
 
 if TYPE_CHECKING:
     from .four_rooms import Published

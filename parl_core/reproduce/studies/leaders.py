@@ -26,8 +26,10 @@ from ...envs.tabular.problems.stackelberg import (
 )
 from ...envs.tabular.problems.tax import TaxDesign
 from ...errors import ConfigError
+from ...results.csv_files import Row, Rows
+from ...results.tables import Table
 from ..statistics import mean_with_error
-from ..study import Row, Rows, Study, Table
+from ..study import Study
 
 WITHIN = 1e-3
 """How near the search's optimum an ascent must end to have found it, in units of the objective."""

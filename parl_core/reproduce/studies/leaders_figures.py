@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ...results.csv_files import Row, Rows
 from ..figures import panels, save_picture
-from ..study import Row, Rows
 from .leaders import EXAMPLES, MAX_EXHAUSTIVE, METHODS, of, read_choice
 
 COLOURS = dict(zip(METHODS, ("#D55E00", "#E69F00", "#CC79A7", "#0072B2"), strict=True))

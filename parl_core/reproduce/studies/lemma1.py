@@ -25,8 +25,10 @@ import numpy as np
 
 from ...envs.tabular import Array
 from ...errors import ConfigError
+from ...results.csv_files import Row, Rows
+from ...results.tables import Table
 from ..figures import COLOURS, panels, save_picture
-from ..study import Row, Rows, Study, Table
+from ..study import Study
 from .divergences import DIVERGENCES, f_divergences
 from .enumerated import HORIZON, EnumeratedProblem
 

@@ -13,9 +13,11 @@ import numpy as np
 from ...envs.tabular import Array, ExactHypergradient, RandMDP, m_sobirl_iteration, m_sobirl_start, rand_mdp
 from ...envs.tabular.problems.rand_mdp import OPTIMUM
 from ...errors import ConfigError
+from ...results.csv_files import Row, Rows
+from ...results.tables import Table
 from ..figures import COLOURS, draw_seeds, panels, save_picture
 from ..statistics import mean_with_error
-from ..study import Row, Rows, Study, Table
+from ..study import Study
 
 STEP_SIZE = 8e-3
 PUBLISHED_STEP, PUBLISHED_NORM = 823, 0.013

@@ -16,7 +16,9 @@ from ...envs.tabular.problems.four_rooms import GOALS, HORIZON
 from ...envs.tabular.problems.four_rooms_ascent import four_rooms_ascent, initial_weights
 from ...envs.tabular.sampled import Episodes, sample_episodes
 from ...errors import ConfigError
-from ..study import Row, Rows, Study, Table
+from ...results.csv_files import Row, Rows
+from ...results.tables import Table
+from ..study import Study
 
 FROM_EPISODES: dict[str, Callable[..., Any]] = {
     "CertaintyEquivalent": sampled.certainty_equivalent,

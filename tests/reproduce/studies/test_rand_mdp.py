@@ -7,9 +7,9 @@ import pytest
 
 from parl_core.envs.tabular import rand_mdp
 from parl_core.errors import ConfigError
-from parl_core.reproduce.csv_files import plain_rows
 from parl_core.reproduce.studies.rand_mdp import METHODS, RandMDPStudy, _arrived, descend, finite_differences
-from parl_core.reproduce.tables import to_text
+from parl_core.results.csv_files import plain_rows
+from parl_core.results.tables import to_text
 from tests.envs.tabular_problems import central_difference
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from parl_core.reproduce.study import Table
-from parl_core.reproduce.tables import to_markdown, to_text
+from parl_core.results.tables import Table, to_markdown, to_text
 
 TABLE = Table(
     title="Ours | theirs",

@@ -11,7 +11,11 @@ from typing import Any
 
 from ..errors import RunFolderError
 from ..files import write_atomically
-from .study import Row, Rows
+
+Row = dict[str, Any]
+"""One line of a CSV: column -> str, int, float or bool."""
+Rows = dict[str, list[Row]]
+"""CSV name (without .csv) -> its lines. Every line of a CSV has the same columns."""
 
 _INTEGER = re.compile(r"-?[0-9]+")
 _FLOAT = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?|nan|-?inf")

@@ -1,16 +1,26 @@
-"""A study's table as text, for the terminal and for Markdown."""
+"""A table as text, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
 import re
 import textwrap
 import unicodedata
-
-from .study import Table
+from dataclasses import dataclass
 
 _NUMBER = re.compile(r"[-−+<>≤≥~≈]?\s?[\d.]")
 _EMPTY = ("", "–", "—")
 _NOTE_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for the terminal and the results page."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    """A sentence or two below it: what the columns are, what holds and what does not."""
 
 
 def to_text(table: Table) -> str:

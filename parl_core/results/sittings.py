@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from .folder import Sitting
+
+class Sitting(NamedTuple):
+    """One time that a folder was worked on."""
+
+    environment: dict[str, Any]
+    """The `FACTS` of where and with what."""
+    jobs: int
+    tasks: int
+    """Tasks of the result that were done in it."""
+    wall_seconds: float
+    """From its begin to the end of its last task."""
 
 
 def dates(sittings: Sequence[Sitting]) -> str:
