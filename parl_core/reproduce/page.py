@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from ..errors import RunFolderError
 from ..files import write_atomically
+from ..results.sittings import code, dates, processors, versions
 from ..results.tables import to_markdown
 from .folder import DEFAULT_OUTPUT, Results, read_results, study_of
 from .registry import study_from_settings, study_names
