@@ -47,23 +47,32 @@ class Actor {
         return true;
     }
 
-    py::array_t<float> act(const py::array_t<float, py::array::c_style | py::array::forcecast>& observation,
+    py::array_t<float> act(const py::array_t<float, py::array::c_style | py::array::forcecast>& observations,
                            py::handle noise_tensor) {
-        const std::int64_t act_dim = layers_.back().outputs / 2;
-        if (observation.ndim() != 1 || observation.size() != layers_.front().inputs) {
-            throw py::value_error("observation must be of shape (" + std::to_string(layers_.front().inputs) +
-                                  ",), got " + std::string(py::str(observation.attr("shape"))));
+        const std::int64_t obs_dim = layers_.front().inputs, act_dim = layers_.back().outputs / 2;
+        const auto dim = observations.ndim();
+        if (dim < 1 || dim > 2 || observations.shape(dim - 1) != obs_dim) {
+            const std::string width = std::to_string(obs_dim);
+            throw py::value_error("observation must be of shape (" + width + ",) or (n, " + width +
+                                  "), got " + std::string(py::str(observations.attr("shape"))));
         }
+        const std::int64_t rows = dim == 1 ? 1 : observations.shape(0);
         const float* noise = nullptr;
         if (!noise_tensor.is_none()) {
             const TensorView view = view_contiguous(noise_tensor, "noise");
-            require(view, DType::kFloat32, act_dim, "noise");
+            require(view, DType::kFloat32, rows * act_dim, "noise");
             noise = view.as<float>();
         }
-        py::array_t<float> action(act_dim);
-        PARL_DISPATCH(actor_act(layers_.data(), static_cast<int>(layers_.size()), observation.data(), noise,
-                                scratch_.data(), action.mutable_data()));
-        return action;
+        std::vector<py::ssize_t> shape(observations.shape(), observations.shape() + dim);
+        shape.back() = act_dim;
+        py::array_t<float> actions(shape);
+        for (std::int64_t row = 0; row < rows; ++row) {
+            PARL_DISPATCH(actor_act(layers_.data(), static_cast<int>(layers_.size()),
+                                    observations.data() + row * obs_dim,
+                                    noise == nullptr ? nullptr : noise + row * act_dim, scratch_.data(),
+                                    actions.mutable_data() + row * act_dim));
+        }
+        return actions;
     }
 
   private:
@@ -79,9 +88,9 @@ void bind_actor(py::module_& module) {
     py::class_<Actor>(module, "Actor")
         .def(py::init<const py::list&>(), py::arg("params"))
         .def("is_current", &Actor::is_current, "Whether all parameters are still where they were.")
-        .def("act", &Actor::act, py::arg("observation"), py::arg("noise"),
-             "(do,) -> (da,), float32: the action for this noise (da,), a tensor, or for None the mean "
-             "action.");
+        .def("act", &Actor::act, py::arg("observations"), py::arg("noise"),
+             "(do,) -> (da,) or (n, do) -> (n, da), float32: the actions for this noise, a tensor of as many "
+             "elements, or for None the mean actions.");
 }
 
 }  // namespace parl::bindings

@@ -153,42 +153,59 @@ void backward(std::int64_t members, const py::list& weights, const py::list& bia
 }
 
 template <typename T>
-py::tuple preference_gradient(std::int64_t members, const py::list& weights, const py::list& biases,
-                              const py::list& widths, py::handle segments_tensor, py::handle labels_tensor,
-                              py::handle indices_tensor, std::int64_t length,
-                              const py::list& weight_gradients, const py::list& bias_gradients,
-                              int num_threads) {
+double preference_gradient(std::int64_t members, const py::list& weights, const py::list& biases,
+                           const py::list& widths, py::handle steps_tensor, py::handle starts_tensor,
+                           py::handle lengths_tensor, py::handle labels_tensor, py::handle offsets_tensor,
+                           std::int64_t batch_size, const py::list& weight_gradients,
+                           const py::list& bias_gradients, py::handle logits_tensor, int num_threads) {
     check_threads(num_threads);
     const Call<T> call(members, weights, biases, widths);
-    const TensorView segments = view_contiguous(segments_tensor, "segments");
+    const std::int64_t columns = call.ensemble.widths[0];
+    const TensorView steps = view_contiguous(steps_tensor, "steps");
+    const TensorView starts = view_contiguous(starts_tensor, "starts");
+    const TensorView lengths = view_contiguous(lengths_tensor, "lengths");
     const TensorView labels = view_contiguous(labels_tensor, "labels");
-    const TensorView indices = view_contiguous(indices_tensor, "indices");
-    if (length < 1) throw py::value_error("length must be at least 1, got " + std::to_string(length));
-    require(labels, kDTypeOf<T>, labels.size, "labels");
-    require(segments, kDTypeOf<T>, labels.size * 2 * length * call.ensemble.widths[0], "segments");
-    require(indices, DType::kInt64, indices.size, "indices");
-    const std::int64_t num_pairs = indices.size / members;
-    if (num_pairs < 1 || num_pairs * members != indices.size) {
-        throw py::value_error("indices must be one row of pairs or more for each member");
-    }
-    const auto* const numbers = indices.as<std::int64_t>();
-    for (std::int64_t i = 0; i < indices.size; ++i) {
-        if (numbers[i] < 0 || numbers[i] >= labels.size) {
-            throw py::value_error("indices must lie in [0, " + std::to_string(labels.size) + "), got " +
-                                  std::to_string(numbers[i]));
+    const TensorView offsets = view_contiguous(offsets_tensor, "offsets");
+    const std::int64_t num_pairs = labels.size, num_rows = steps.size / columns;
+    require(steps, kDTypeOf<T>, num_rows * columns, "steps");
+    require(labels, kDTypeOf<T>, num_pairs, "labels");
+    require(starts, DType::kInt64, 2 * num_pairs, "starts");
+    require(lengths, DType::kInt64, num_pairs, "lengths");
+    require(offsets, DType::kInt64, members + 1, "offsets");
+    if (batch_size < 1) throw py::value_error("batch_size must be at least 1");
+    const auto *const first = starts.as<std::int64_t>(), *const length = lengths.as<std::int64_t>();
+    std::int64_t longest = 1, total = 0;
+    for (std::int64_t m = 0; m < num_pairs; ++m) {
+        if (length[m] < 1 || length[m] > num_rows) {
+            throw py::value_error("lengths must lie in [1, " + std::to_string(num_rows) + "], got " +
+                                  std::to_string(length[m]));
         }
+        for (int side = 0; side < 2; ++side) {
+            const std::int64_t start = first[2 * m + side];
+            if (start < 0 || start > num_rows - length[m]) {
+                throw py::value_error("starts must lie in [0, " + std::to_string(num_rows - length[m]) +
+                                      "] for " + std::to_string(length[m]) + " rows, got " +
+                                      std::to_string(start));
+            }
+        }
+        longest = std::max(longest, length[m]);
+        total += 2 * length[m];
+    }
+    const auto* const bounds = offsets.as<std::int64_t>();
+    if (bounds[0] != 0 || bounds[members] != num_pairs || !std::is_sorted(bounds, bounds + members + 1)) {
+        throw py::value_error("offsets must rise from 0 to the number of pairs, " +
+                              std::to_string(num_pairs));
     }
     const cpu::EnsembleGradients<T> gradients = call.gradients(weight_gradients, bias_gradients);
-    const cpu::EnsemblePairs<T> pairs{segments.as<T>(), labels.as<T>(), length, numbers, num_pairs};
-    cpu::EnsembleFit fit{};
-    {
-        const py::gil_scoped_release release;
-        const int threads = call.threads(6 * num_pairs * length, num_pairs, num_threads);
-        T* const workspace = call.workspace(length, threads);
-        fit =
-            PARL_DISPATCH(ensemble_preference_gradient(call.ensemble, pairs, workspace, threads, gradients));
-    }
-    return py::make_tuple(fit.loss, fit.correct);
+    T* const logits = call.values(logits_tensor, num_pairs, "logits");
+    const cpu::EnsemblePairs<T> pairs{steps.as<T>(),  first,  length,    longest,
+                                      labels.as<T>(), bounds, batch_size};
+    const py::gil_scoped_release release;
+    const int threads =
+        call.threads(3 * total / members, std::max<std::int64_t>(num_pairs / members, 1), num_threads);
+    T* const workspace = call.workspace(longest, threads);
+    return PARL_DISPATCH(
+        ensemble_preference_gradient(call.ensemble, pairs, workspace, threads, gradients, logits));
 }
 
 // Calls the function for the dtype of the first weight.
@@ -232,17 +249,19 @@ void bind_ensemble(py::module_& module) {
     module.def(
         "ensemble_preference_gradient",
         [](std::int64_t members, const py::list& weights, const py::list& biases, const py::list& widths,
-           py::handle segments, py::handle labels, py::handle indices, std::int64_t length,
-           const py::list& weight_gradients, const py::list& bias_gradients, int num_threads) {
+           py::handle steps, py::handle starts, py::handle lengths, py::handle labels, py::handle offsets,
+           std::int64_t batch_size, const py::list& weight_gradients, const py::list& bias_gradients,
+           py::handle logits, int num_threads) {
             return by_dtype(preference_gradient<float>, preference_gradient<double>, members, weights, biases,
-                            widths, segments, labels, indices, length, weight_gradients, bias_gradients,
-                            num_threads);
+                            widths, steps, starts, lengths, labels, offsets, batch_size, weight_gradients,
+                            bias_gradients, logits, num_threads);
         },
-        py::arg("members"), py::arg("weights"), py::arg("biases"), py::arg("widths"), py::arg("segments"),
-        py::arg("labels"), py::arg("indices"), py::arg("length"), py::arg("weight_gradients"),
-        py::arg("bias_gradients"), py::arg("num_threads"),
-        "Loss and number of pairs in order, of pairs indices (members, B) of segments (M, 2, length, in)\n"
-        "with labels (M,); writes the gradient of the loss: the sum over members of each one's mean.");
+        py::arg("members"), py::arg("weights"), py::arg("biases"), py::arg("widths"), py::arg("steps"),
+        py::arg("starts"), py::arg("lengths"), py::arg("labels"), py::arg("offsets"), py::arg("batch_size"),
+        py::arg("weight_gradients"), py::arg("bias_gradients"), py::arg("logits"), py::arg("num_threads"),
+        "The loss of N pairs of stretches of steps (T, in): rows starts (N, 2), lengths (N,), labels (N,);\n"
+        "offsets (members + 1,) say which are each member's. Each member's losses are summed and divided by\n"
+        "batch_size. Writes logits (N,) and the gradient of the loss.");
 }
 
 }  // namespace parl::bindings

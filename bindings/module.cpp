@@ -13,6 +13,7 @@ void bind_conjugate_gradients(pybind11::module_& module);
 void bind_ensemble(pybind11::module_& module);
 void bind_isa(pybind11::module_& module);
 void bind_linearization(pybind11::module_& module);
+void bind_neighbours(pybind11::module_& module);
 void bind_preference(pybind11::module_& module);
 void bind_sac(pybind11::module_& module);
 void bind_scan(pybind11::module_& module);
@@ -29,6 +30,7 @@ PYBIND11_MODULE(_native, module) {
     parl::bindings::bind_isa(module);
     parl::bindings::bind_linearization(module);
     parl::bindings::bind_conjugate_gradients(module);
+    parl::bindings::bind_neighbours(module);
     parl::bindings::bind_preference(module);
     parl::bindings::bind_sac(module);
     parl::bindings::bind_scan(module);

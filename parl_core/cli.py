@@ -15,6 +15,7 @@ from .errors import Interrupted, ParlError, unknown_name
 
 COMMANDS = {
     "train": "train a policy and its reward, or go on with a run (--resume)",
+    "compare": "train several algorithms with several seeds on several tasks, and tabulate what they reach",
     "plot": "draw the curves of several runs into one picture",
     "ablate": "a-parl with every curvature of the implicit term: return, alignment, time",
     "reproduce": "compute published results again, and write the page that shows them",

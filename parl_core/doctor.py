@@ -25,7 +25,7 @@ _EXTRAS = {
     "metaworld": ("metaworld", "gymnasium"),
     "train": ("tyro", "rich", "tensorboard", "matplotlib", "safetensors"),
 }
-_WITH_OPS = ("hypergrad.linearize", "optim", "preference.reward_learning", "rl.sac")
+_WITH_OPS = ("hypergrad.linearize", "optim", "preference.pair_gradient", "rl.sac")
 """Modules that hold ops of their own, beside those of `ops`."""
 _ON_CPU, _ON_GPU = ("reference", "numba", "cpp"), ("reference", *DEFAULT_ORDER[::-1])
 _WIDTH = 110

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,13 +21,19 @@ TINY = (
     "--random-steps 40 --pretrain-steps 40 --updates-after-reset 3 --eval-interval 100 --eval-episodes 2 "
     "--checkpoint-interval 50 --sac.hidden 8 8 --sac.batch-size 16 --reward.hidden 8 --reward.segment-length 5 "
     "--reward.label-budget 18 --reward.labels-per-session 8 --reward.session-interval 60 --reward.max-epochs 4 "
-    "--implicit.refresh-interval 3"
+    "--implicit.refresh-interval 3 --surf.crop 1"
 ).split()
+
+
+def replace_environments(monkeypatch, make):
+    """Make all environments by make(name, seed), whatever they are called."""
+    for module in ("parl_core.training.train", "parl_core.envs.vector"):
+        monkeypatch.setattr(f"{module}.make_env", make)
 
 
 @pytest.fixture
 def point_mass(monkeypatch):
-    monkeypatch.setattr("parl_core.training.train.make_env", PointMass)
+    replace_environments(monkeypatch, PointMass)
 
 
 def fails(capsys, *arguments: str) -> str:
@@ -40,7 +47,7 @@ def fails(capsys, *arguments: str) -> str:
     return output.err
 
 
-@pytest.mark.parametrize("algorithm", ["oracle", "pebble", "a-parl"])
+@pytest.mark.parametrize("algorithm", ["oracle", "pebble", "surf", "a-parl"])
 def test_train_writes_a_whole_run_folder_and_resume_prolongs_it(point_mass, tmp_path, capsys, algorithm):
     run = tmp_path / "run"
     train = ["train", "--algorithm", algorithm, "--steps", "200", "--run-dir", str(run), *TINY]
@@ -49,7 +56,7 @@ def test_train_writes_a_whole_run_folder_and_resume_prolongs_it(point_mass, tmp_
     assert "random policy" in shown
     assert "last evaluation" in shown
     names = {path.name for path in run.iterdir()}
-    assert {"config.json", "metrics.csv", "checkpoint.safetensors", "curve.png", "summary.json"} <= names
+    assert {"config.json", "environment.json", "metrics.csv", "checkpoint", "curve.png", "summary.json"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
     summary = json.loads((run / "summary.json").read_text())
@@ -131,9 +138,9 @@ def test_resume_refuses_what_it_cannot_honour(point_mass, capsys, tmp_path):
     capsys.readouterr()
     assert "larger --steps" in fails(capsys, "train", "--resume", run)
     assert "--algorithm" in fails(capsys, "train", "--resume", run, "--algorithm", "pebble")
-    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"garbage")
+    (tmp_path / "run" / "checkpoint" / "manifest.json").write_bytes(b"garbage")
     before = (tmp_path / "run" / "metrics.csv").read_bytes()
-    assert "cannot be read" in fails(capsys, "train", "--resume", run, "--steps", "200")
+    assert "is damaged" in fails(capsys, "train", "--resume", run, "--steps", "200")
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
 
 
@@ -145,7 +152,7 @@ def test_resume_without_a_checkpoint_begins_anew(point_mass, capsys, tmp_path):
     capsys.readouterr()
     assert cli.main(["train", "--resume", str(stopped)]) == 0
     assert "begins anew" in capsys.readouterr().out
-    (stopped / "checkpoint.safetensors").unlink()  # as in a run that was handed on without its large file
+    shutil.rmtree(stopped / "checkpoint")  # as in a run that was handed on without its large file
     before = (stopped / "metrics.csv").read_bytes()
     assert cli.main(["train", "--resume", str(stopped)]) == 0
     assert (stopped / "metrics.1.csv").read_bytes() == before
@@ -218,10 +225,10 @@ def test_resume_under_other_settings_is_refused_and_changes_nothing(point_mass, 
     config = json.loads((run / "config.json").read_text())
     for change in (dict(seed=7), dict(env="metaworld/door-open"), dict(sac={**config["sac"], "hidden": [9, 8]})):
         (run / "config.json").write_text(json.dumps({**config, **change}))
-        before = {path.name: path.read_bytes() for path in run.iterdir()}
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
         message = fails(capsys, "train", "--resume", str(run), "--steps", "200")
         assert "cannot go on with other settings" in message
-        assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     (run / "config.json").write_text(json.dumps({**config, "sac": {**config["sac"], "hidden": ["a"]}}))
     assert r"config.sac.hidden[0] must be" in fails(capsys, "train", "--resume", str(run), "--steps", "200")
 
@@ -250,14 +257,14 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(point_mass, capsys, tmp_p
 
     def fsync(descriptor):
         calls.append(descriptor)
-        if len(calls) > 4:
+        if len(calls) > 15:
             raise OSError(28, "No space left on device")
         real(descriptor)
 
     monkeypatch.setattr("os.fsync", fsync)
     assert "No space left on device" in fails(capsys, "train", "--steps", "300", "--run-dir", str(run), *TINY)
     monkeypatch.undo()
-    monkeypatch.setattr("parl_core.training.train.make_env", PointMass)
+    replace_environments(monkeypatch, PointMass)
     assert not list(run.glob("*.partial"))
     assert cli.main(["train", "--resume", str(run)]) == 0
 
@@ -268,7 +275,7 @@ def test_non_finite_rewards_stop_the_run_with_a_sentence(capsys, tmp_path, monke
             step = super()._step(action)
             return step._replace(reward=float("nan")) if self.taken == 7 else step
 
-    monkeypatch.setattr("parl_core.training.train.make_env", Broken)
+    replace_environments(monkeypatch, Broken)
     assert "reward of step 7" in fails(capsys, "train", "--run-dir", str(tmp_path / "run"), *TINY)
 
 
@@ -276,12 +283,12 @@ def test_a_missing_extra_gives_the_install_line(capsys, tmp_path, monkeypatch):
     def missing(name, seed):
         raise MissingExtraError("dm_control needs dm_control; install it with: pip install 'parl-core[dm-control]'")
 
-    monkeypatch.setattr("parl_core.training.train.make_env", missing)
+    replace_environments(monkeypatch, missing)
     assert "pip install 'parl-core[dm-control]'" in fails(capsys, "train", "--run-dir", str(tmp_path / "run"))
     for module in ("matplotlib", "tensorboard", "safetensors"):  # asked for before anything is made
         with monkeypatch.context() as context:
             context.setitem(sys.modules, module, None)
-            context.setattr("parl_core.training.train.make_env", PointMass)
+            replace_environments(context, PointMass)
             assert "parl-core[train]" in fails(capsys, "train", "--run-dir", str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
     monkeypatch.setitem(sys.modules, "tyro", None)
@@ -292,6 +299,7 @@ def test_ctrl_c_says_how_to_go_on_and_a_kill_loses_only_the_last_steps(tmp_path)
     """Real processes: one is interrupted, one killed; both resume to the metrics of an undisturbed run."""
     code = """
 import os, sys, time
+import parl_core.envs.vector as vector
 import parl_core.training.train as train
 from tests.training.point_mass import PointMass
 
@@ -301,7 +309,7 @@ class Waits(PointMass):  # once there is a checkpoint, long enough to be struck
             time.sleep(0.1)
         return super()._step(action)
 
-train.make_env = Waits
+train.make_env = vector.make_env = Waits
 from parl_core import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
@@ -330,7 +338,7 @@ sys.exit(cli.main(sys.argv[1:]))
     assert whole.wait() == 0
     for name, blow in (("ctrl-c", signal.SIGINT), ("killed", signal.SIGKILL)):
         run = tmp_path / name
-        checkpoint = run / "checkpoint.safetensors"
+        checkpoint = run / "checkpoint" / "manifest.json"
         process = start("train", "--run-dir", str(run), *options, wait_for=str(checkpoint))
         deadline = time.monotonic() + 60
         while not checkpoint.exists() and time.monotonic() < deadline:

@@ -11,7 +11,7 @@ import sysconfig
 import time
 from pathlib import Path
 
-from parl_core.reproduce.environment import available_cores
+from parl_core.provenance import available_cores
 
 from . import processes
 from .store import ROOT, source_files

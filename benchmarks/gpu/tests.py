@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parl_core.reproduce.environment import available_cores
+from parl_core.provenance import available_cores
 
 from . import processes
 from .store import ROOT, Store

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 from typing import Any
 
 import torch
 
-from parl_core.reproduce.environment import available_cores, describe_environment
+from parl_core.provenance import available_cores, describe_environment, version
 
 PEERS = ("jax", "jaxlib", "curvlinops-for-pytorch", "torchopt", "torchrl", "stable-baselines3", "sbx-rl")
 """Packages that are raced against, beside those that the environment tells anyway."""
@@ -19,19 +18,12 @@ def describe_machine() -> dict[str, Any]:
     """Commit, versions of everything that is raced, processor, cores, threads and instruction set; JSON scalars."""
     return {
         **describe_environment(),
-        **{name: _version(name) for name in PEERS},
+        **{name: version(name) for name in PEERS},
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "isa": _isa(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _isa() -> str | None:

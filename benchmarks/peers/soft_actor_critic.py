@@ -19,6 +19,7 @@ import torch
 from benchmarks.harness import moved_alike
 from parl_core.envs.interface import Environment
 from parl_core.envs.registry import make_env
+from parl_core.envs.vector import make_environments
 from parl_core.ops import backend
 from parl_core.rl.sac import SAC, SACConfig
 from parl_core.training.presets import preset
@@ -67,7 +68,7 @@ def parl_core(width: int, steps: int, backend_name: str | None = None) -> Run:
         eval_interval=10**9,
         sac=SACConfig(hidden=(width, width), batch_size=width, target_update_interval=1),
     )
-    trainer = Trainer(config, make_env(ENV, 0), make_env(ENV, 1))
+    trainer = Trainer(config, make_environments(ENV, [0]), make_env(ENV, 1))
     events = trainer.run()
 
     def advance(until: int) -> None:

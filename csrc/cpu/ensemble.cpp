@@ -156,19 +156,27 @@ struct Worker {
         }
     }
 
-    // Calls visit(layers, member, first, count, accumulate) for blocks of at most `block` of `total` things:
-    // this thread's share, member by member.
+    // Calls visit(layers, first, count, accumulate) for blocks of at most `block` of member k's `total` things:
+    // this thread's share.
     template <typename Visit>
-    void for_each_block(std::int64_t total, std::int64_t block, const Visit& visit) const {
+    void for_each_block_of(std::int64_t k, std::int64_t total, std::int64_t block, const Visit& visit) const {
         const std::int64_t begin = me * total / parts, end = (me + 1) * total / parts;
         const std::int64_t blocks = (end - begin + block - 1) / block;
+        Layer<T> layers[kEnsembleMaxLayers];
+        for (int l = 0; l < ensemble.num_layers; ++l) layers[l] = layer(k, l);
+        for (std::int64_t b = 0; b < blocks; ++b) {
+            const std::int64_t first = begin + b * (end - begin) / blocks;
+            visit(layers, first, begin + (b + 1) * (end - begin) / blocks - first, b > 0);
+        }
+    }
+
+    // The same for all members: visit(layers, member, first, count, accumulate).
+    template <typename Visit>
+    void for_each_block(std::int64_t total, std::int64_t block, const Visit& visit) const {
         for (std::int64_t k = 0; k < ensemble.members; ++k) {
-            Layer<T> layers[kEnsembleMaxLayers];
-            for (int l = 0; l < ensemble.num_layers; ++l) layers[l] = layer(k, l);
-            for (std::int64_t b = 0; b < blocks; ++b) {
-                const std::int64_t first = begin + b * (end - begin) / blocks;
-                visit(layers, k, first, begin + (b + 1) * (end - begin) / blocks - first, b > 0);
-            }
+            for_each_block_of(k, total, block,
+                              [&](const Layer<T>* layers, std::int64_t first, std::int64_t count,
+                                  bool accumulate) { visit(layers, k, first, count, accumulate); });
         }
     }
 };
@@ -309,54 +317,60 @@ void ensemble_backward(const Ensemble<T>& ensemble, const EnsembleInputs<T>& inp
 }
 
 template <typename T>
-EnsembleFit ensemble_preference_gradient(const Ensemble<T>& ensemble, const EnsemblePairs<T>& pairs,
-                                         T* workspace, int num_threads,
-                                         const EnsembleGradients<T>& gradients) {
-    EnsembleFit fits[kEnsembleMaxThreads] = {};
-    const std::int64_t length = pairs.length, pair_rows = 2 * length;
-    const std::int64_t block_rows = block_rows_of(length);
-    const T share = T(1) / static_cast<T>(pairs.num_pairs);
-    const std::int64_t x_stride = row_stride<T>(ensemble.widths[0]);
+double ensemble_preference_gradient(const Ensemble<T>& ensemble, const EnsemblePairs<T>& pairs, T* workspace,
+                                    int num_threads, const EnsembleGradients<T>& gradients, T* logits) {
+    double losses[kEnsembleMaxThreads] = {};
+    const std::int64_t block_rows = block_rows_of(pairs.longest), columns = ensemble.widths[0];
+    const T share = T(1) / static_cast<T>(pairs.batch_size);
+    const std::int64_t x_stride = row_stride<T>(columns);
     int used = 1;
     on_all_threads(ensemble, block_rows, workspace, num_threads, true, false, [&](const Worker<T>& worker) {
-        EnsembleFit fit{};
-        worker.for_each_block(
-            pairs.num_pairs, block_rows / pair_rows,
-            [&](const Layer<T>* layers, std::int64_t k, std::int64_t first, std::int64_t count,
-                bool accumulate) {
-                const std::int64_t* const indices = pairs.indices + k * pairs.num_pairs + first;
-                const std::int64_t stride = worker.out_stride;
-                for (std::int64_t m = 0; m < count; ++m) {
-                    worker.load(pairs.segments + indices[m] * pair_rows * ensemble.widths[0], pair_rows,
-                                worker.s.x + m * pair_rows * x_stride);
+        const std::int64_t stride = worker.out_stride;
+        double loss = 0;
+        for (std::int64_t k = 0; k < ensemble.members; ++k) {
+            // A thread without a block of this member's adds nothing.
+            T* const mine = worker.s.gradients + k * worker.s.member_size;
+            for (std::int64_t i = 0; i < worker.s.member_size; ++i) mine[i] = T(0);
+            const auto visit = [&](const Layer<T>* layers, std::int64_t first, std::int64_t count,
+                                   bool accumulate) {
+                first += pairs.offsets[k];
+                std::int64_t rows = 0;
+                for (std::int64_t m = first; m < first + count; ++m) {
+                    for (int side = 0; side < 2; ++side) {
+                        worker.load(pairs.steps + pairs.starts[2 * m + side] * columns, pairs.lengths[m],
+                                    worker.s.x + rows * x_stride);
+                        rows += pairs.lengths[m];
+                    }
                 }
-                worker.forward(layers, count * pair_rows);
-                T* const delta = worker.s.deltas[ensemble.num_layers - 1];
-                for (std::int64_t m = 0; m < count; ++m) {
-                    const T* const rewards = worker.s.out + m * pair_rows * stride;
-                    T* const pair_delta = delta + m * pair_rows * stride;
+                worker.forward(layers, rows);
+                const T* rewards = worker.s.out;
+                T* delta = worker.s.deltas[ensemble.num_layers - 1];
+                for (std::int64_t m = first; m < first + count; ++m) {
+                    const std::int64_t length = pairs.lengths[m];
                     T sums[2] = {T(0), T(0)};
-                    for (std::int64_t i = 0; i < pair_rows; ++i) sums[i >= length] += rewards[i * stride];
-                    const T logit = sums[1] - sums[0], label = pairs.labels[indices[m]];
-                    fit.loss += static_cast<double>(math::preference_cross_entropy(logit, label));
-                    fit.correct += math::ordered_as_labelled(logit, label);
+                    for (std::int64_t i = 0; i < 2 * length; ++i) sums[i >= length] += rewards[i * stride];
+                    const T logit = sums[1] - sums[0], label = pairs.labels[m];
+                    logits[m] = logit;
+                    loss += static_cast<double>(math::preference_cross_entropy(logit, label));
                     const T slope = share * math::preference_slope(logit, label);
-                    for (std::int64_t i = 0; i < pair_rows; ++i)
-                        pair_delta[i * stride] = i < length ? -slope : slope;
+                    for (std::int64_t i = 0; i < 2 * length; ++i)
+                        delta[i * stride] = i < length ? -slope : slope;
+                    rewards += 2 * length * stride;
+                    delta += 2 * length * stride;
                 }
-                worker.backward(layers, k, count * pair_rows, accumulate, nullptr);
-            });
-        fits[worker.me] = fit;
+                worker.backward(layers, k, rows, accumulate, nullptr);
+            };
+            worker.for_each_block_of(k, pairs.offsets[k + 1] - pairs.offsets[k],
+                                     block_rows / (2 * pairs.longest), visit);
+        }
+        losses[worker.me] = loss;
         wait_for_all();
         if (worker.me == 0) used = worker.parts;
         worker.gather(gradients);
     });
-    EnsembleFit total{};
-    for (int p = 0; p < used; ++p) {
-        total.loss += fits[p].loss / static_cast<double>(pairs.num_pairs);
-        total.correct += fits[p].correct;
-    }
-    return total;
+    double total = 0;
+    for (int p = 0; p < used; ++p) total += losses[p];
+    return total / static_cast<double>(pairs.batch_size);
 }
 
 #define PARL_INSTANTIATE(T)                                                                               \
@@ -365,8 +379,8 @@ EnsembleFit ensemble_preference_gradient(const Ensemble<T>& ensemble, const Ense
     template void ensemble_forward_few<T>(const Ensemble<T>&, const EnsembleInputs<T>&, T*, T*);          \
     template void ensemble_backward<T>(const Ensemble<T>&, const EnsembleInputs<T>&, const T*, T*, int,   \
                                        const EnsembleGradients<T>&, T*);                                  \
-    template EnsembleFit ensemble_preference_gradient<T>(const Ensemble<T>&, const EnsemblePairs<T>&, T*, \
-                                                         int, const EnsembleGradients<T>&);
+    template double ensemble_preference_gradient<T>(const Ensemble<T>&, const EnsemblePairs<T>&, T*, int, \
+                                                    const EnsembleGradients<T>&, T*);
 PARL_INSTANTIATE(float)
 PARL_INSTANTIATE(double)
 #undef PARL_INSTANTIATE

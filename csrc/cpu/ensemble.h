@@ -36,25 +36,22 @@ struct EnsembleInputs {
     std::int64_t member_stride;
 };
 
-// Labelled pairs to learn from: segments (…, 2, length, inputs), labels (…); indices (members, num_pairs) say
-// which pairs each member takes.
+// Labelled pairs to learn from, each two stretches of equally many rows of one table: those of member k are
+// offsets[k] to offsets[k + 1], none being allowed.
 template <typename T>
 struct EnsemblePairs {
-    const T* segments;
-    const T* labels;
-    std::int64_t length;
-    const std::int64_t* indices;
-    std::int64_t num_pairs;
-};
-
-struct EnsembleFit {
-    double loss;           // summed over members, mean over pairs
-    std::int64_t correct;  // pairs with a preference that are ordered as labelled, over all members
+    const T* steps;               // (…, inputs)
+    const std::int64_t* starts;   // (pairs, 2): first rows
+    const std::int64_t* lengths;  // (pairs,), in rows
+    std::int64_t longest;         // of lengths
+    const T* labels;              // (pairs,)
+    const std::int64_t* offsets;  // (members + 1,)
+    std::int64_t batch_size;      // what the sum of a member's losses is divided by
 };
 
 // Elements of memory that the functions below take: aligned to 64 bytes, zero before their first use, and
-// left alone between uses on networks of the same shape. pair_length: that of the segments, or 0 without
-// pairs.
+// left alone between uses on networks of the same shape. pair_length: that of the longest segment, or 0
+// without pairs.
 PARL_IN_EACH_ISA(template <typename T> std::int64_t ensemble_workspace(const Ensemble<T>& ensemble,
                                                                        std::int64_t pair_length,
                                                                        int num_threads);)
@@ -77,10 +74,10 @@ PARL_IN_EACH_ISA(template <typename T>
                                         const T* weights, T* workspace, int num_threads,
                                         const EnsembleGradients<T>& gradients, T* input_gradients);)
 
-// The preference loss (math/preference.h), summed over members, mean over pairs, and its gradient, in one
-// pass over the pairs.
-PARL_IN_EACH_ISA(template <typename T> EnsembleFit ensemble_preference_gradient(
+// The preference loss (math/preference.h) and its gradient, in one pass over the pairs: the sum over members
+// of the sum over its pairs, divided by batch_size. logits (pairs,): of "the second is preferred".
+PARL_IN_EACH_ISA(template <typename T> double ensemble_preference_gradient(
                      const Ensemble<T>& ensemble, const EnsemblePairs<T>& pairs, T* workspace,
-                     int num_threads, const EnsembleGradients<T>& gradients);)
+                     int num_threads, const EnsembleGradients<T>& gradients, T* logits);)
 
 }  // namespace parl::cpu

@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> int:
     from ..workers import one_thread
 
     with one_thread():  # around the import of NumPy
-        from ..reproduce.environment import available_cores
+        from ..provenance import available_cores
         from ..training.ablate import ablate
         from ..training.config import TrainConfig
         from ..training.presets import preset

@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
     with one_thread():  # around the import of the study, and of NumPy with it
         study = study_class(name)
 
-        from ..reproduce.environment import available_cores
+        from ..provenance import available_cores
         from ..reproduce.folder import DEFAULT_OUTPUT
         from ..reproduce.runner import reproduce
 

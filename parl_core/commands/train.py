@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import ConfigError, import_extra
+from ..errors import ConfigError, import_extra, unknown_name
 
 
 def run(arguments: list[str]) -> int:
@@ -22,11 +22,15 @@ def run(arguments: list[str]) -> int:
         """
 
         env: str | None = None
-        """dm_control/<domain>-<task>, metaworld/<task> or tabular/<task>; dm_control/walker-walk unless given."""
+        """dm_control/<domain>-<task>, metaworld/<task>, tabular/<task>, or <module>:<function> that makes an environment of
+        your own; dm_control/walker-walk unless given."""
         algorithm: str | None = None
-        """oracle, pebble or a-parl; a-parl unless given."""
+        """oracle, pebble, surf or a-parl; a-parl unless given."""
         preset: str | None = None
-        """cpu or paper; cpu unless given."""
+        """cpu or paper; cpu unless given. `parl presets` shows both."""
+        teacher: str | None = None
+        """Who labels: oracle, mistake, noisy, skip, equal or myopic; oracle unless given. --teacher.mistake 0.2 and the like
+        set its numbers."""
         seed: int | None = None
         """Of everything random; 0 unless given."""
         steps: int | None = None
@@ -34,19 +38,22 @@ def run(arguments: list[str]) -> int:
         run_dir: Path | None = None
         """A new folder for the run; one is made under runs/ unless given."""
         resume: Path | None = None
-        """Go on with the run in this folder; of the other options only --steps may come along."""
+        """Go on with the run in this folder; of the other options only --steps and --profile may come along."""
+        profile: bool = False
+        """Print where the time went."""
 
     given, others = tyro.cli(Train, args=arguments, prog="parl train", return_unknown_args=True)
 
+    from ..preference.teachers import TEACHERS
     from ..training.config import TrainConfig
     from ..training.presets import preset
     from ..training.run_folder import free_run_path
-    from ..training.train import resume, train
+    from ..training.train import Options, resume, train
 
-    console = rich_console.Console()
+    console, options = rich_console.Console(), Options(profile=given.profile)
     if given.resume is not None:
         _only_steps_with_resume(vars(given), others)
-        resume(given.resume, given.steps, console)
+        resume(given.resume, given.steps, console, options)
         return 0
     config = preset(
         given.env or TrainConfig.env,
@@ -55,14 +62,20 @@ def run(arguments: list[str]) -> int:
     )
     chosen = {name: getattr(given, name) for name in ("seed", "steps") if getattr(given, name) is not None}
     config = replace(config, **chosen)
+    if given.teacher is not None:
+        if given.teacher not in TEACHERS:
+            raise unknown_name("teacher", given.teacher, TEACHERS)
+        config = replace(config, teacher=TEACHERS[given.teacher])
     if others:
         config = tyro.cli(TrainConfig, args=others, default=config, prog="parl train")
-    train(config, given.run_dir or free_run_path(Path("runs"), config), console)
+    train(config, given.run_dir or free_run_path(Path("runs"), config), console, options)
     return 0
 
 
 def _only_steps_with_resume(given: dict[str, object], others: list[str]) -> None:
-    extra = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
-    extra = [name for name in extra if name not in ("--resume", "--steps")] + others
+    extra = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None and value is not False]
+    extra = [name for name in extra if name not in ("--resume", "--steps", "--profile")] + others
     if extra:
-        raise ConfigError(f"--resume takes the run's own settings; only --steps may come along, got {', '.join(extra)}")
+        raise ConfigError(
+            f"--resume takes the run's own settings; only --steps and --profile may come along, got {', '.join(extra)}"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..errors import NonFiniteError, ParlError, import_extra
 from .interface import Environment, Step
+from .mujoco_state import Attributes, ModelChanges, integration_state, set_integration_state
 
 _UNLIMITED_HORIZON = 1000  # for tasks without a time limit (lqr): the length of nearly all others
 
@@ -33,12 +34,16 @@ class DMControlEnvironment(Environment):
         self._environment = suite.load(domain, task, task_kwargs={"random": seed})
         mujoco = import_extra("mujoco", "dm-control", needed_for="DM Control")
         self._renderer_error: type[Exception] = mujoco.FatalError
+        self._step1: Callable[[Any, Any], None] = mujoco.mj_step1
         self._physics_error: type[Exception] = import_extra(
             "dm_control.rl.control", "dm-control", needed_for="DM Control"
         ).PhysicsError
         # The limit in steps has no public accessor. The episode is cut at the first step that reaches it.
         if math.isinf(self._environment._step_limit):
             self._environment._step_limit = _UNLIMITED_HORIZON
+        drawn = ("jnt_stiffness",) if domain == "lqr" else ()
+        self._model_changes = ModelChanges(self._environment.physics.model.ptr, drawn=drawn)
+        self._task_attributes = Attributes(self._environment.task, self._environment.physics.data.ptr, ("_random",))
         self._slices: list[tuple[str, slice, bool]] = []
         stop = 0
         for key, spec in self._environment.observation_spec().items():
@@ -58,29 +63,37 @@ class DMControlEnvironment(Environment):
             reports_success=False,
         )
 
-    def rng_state(self) -> dict[str, Any]:
-        state = self._environment.task.random.get_state(legacy=False)
-        return {
-            "bit_generator": state["bit_generator"],
-            "key": state["state"]["key"].tolist(),
-            "pos": int(state["state"]["pos"]),
-            "has_gauss": int(state["has_gauss"]),
-            "gauss": float(state["gauss"]),
-        }
-
     def close(self) -> None:
         self._environment.close()
         self._environment.physics.free()
 
-    def _set_rng_state(self, state: dict[str, Any]) -> None:
-        self._environment.task.random.set_state(
-            {
-                "bit_generator": state["bit_generator"],
-                "state": {"key": np.asarray(state["key"], dtype=np.uint32), "pos": state["pos"]},
-                "has_gauss": state["has_gauss"],
-                "gauss": state["gauss"],
-            }
-        )
+    def _state(self) -> dict[str, Any]:
+        environment = self._environment
+        data = environment.physics.data.ptr
+        random = environment.task.random.get_state(legacy=False)
+        return {
+            "physics": integration_state(environment.physics.model.ptr, data),
+            "sensors": data.sensordata.copy(),
+            "model": self._model_changes.state(),
+            "task": self._task_attributes.state(),
+            "random": {**random, "state": {"key": random["state"]["key"].copy(), "pos": random["state"]["pos"]}},
+            "step_count": environment._step_count,
+            "reset_next_step": environment._reset_next_step,
+        }
+
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        environment = self._environment
+        model, data = environment.physics.model.ptr, environment.physics.data.ptr
+        self._model_changes.set_state(state["model"])
+        set_integration_state(model, data, state["physics"])
+        # dm_control begins a step where mj_step1 has left off, and mj_step1 leaves the warm start alone.
+        self._step1(model, data)
+        # Accelerations and forces are sensed in the other half of the step before.
+        data.sensordata[:] = state["sensors"]
+        self._task_attributes.set_state(state["task"])
+        environment.task.random.set_state(dict(state["random"]))
+        environment._step_count = state["step_count"]
+        environment._reset_next_step = state["reset_next_step"]
 
     def _reset(self) -> npt.NDArray[np.float32]:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,15 +33,19 @@ class Step(NamedTuple):
 class Environment(ABC):
     """A seeded episodic task with a flat observation and actions in [−1, 1].
 
-    Subclasses implement `_reset`, `_step`, `_set_rng_state` and `rng_state`; `reset` and `step` check what
-    goes in and out. An instance belongs to one thread.
+    Subclasses implement `_reset`, `_step`, `_state` and `_set_state`; `reset` and `step` check what goes in and
+    out. An instance belongs to one thread.
 
     Attributes:
         name: the name that `make_env` took.
         obs_dim, act_dim: sizes do and da of an observation and an action.
         horizon: steps after which an episode is truncated.
         reports_success: whether `Step.success` means anything.
+        restores_state: whether `set_state` puts an episode back to where it stood. Where it does not, it ends the
+            episode, and the next reset begins a new one with whatever random numbers the instance has then.
     """
+
+    restores_state: bool = True
 
     def __init__(self, name: str, *, obs_dim: int, act_dim: int, horizon: int, reports_success: bool) -> None:
         self.name = name
@@ -93,32 +98,61 @@ class Environment(ABC):
         self._in_episode = not (step.terminated or step.truncated)
         return step
 
-    def set_rng_state(self, state: dict[str, Any]) -> None:
-        """Restore what `rng_state` returned: the following resets repeat bit for bit. An episode under way is
-        over.
+    def state(self) -> dict[str, Any]:
+        """Everything that the following steps and resets depend on, the episode under way included.
+
+        Nested dicts and lists of NumPy arrays, numbers, strings and None; none of it changes when the environment goes
+        on. Where `restores_state` is False it says only that.
 
         Raises:
-            ValueError: `state` is not one that `rng_state` of such an environment returned.
+            ParlError: the simulator holds something that cannot be saved.
         """
-        try:
-            self._set_rng_state(state)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"state must come from rng_state() of {self.name}: {error}") from error
+        if not self.restores_state:
+            return {"restores_state": False}
+        return {
+            "restores_state": True,
+            "name": self.name,
+            "num_steps": self._num_steps,
+            "in_episode": self._in_episode,
+            "simulator": self._state(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned, in this or another instance of the same task, whatever its seed: the
+        following steps and resets repeat bit for bit.
+
+        After an error there is no episode under way; its state is then undefined until `set_state` succeeds.
+
+        Raises:
+            ValueError: `state` is not one that `state` of such an environment returned.
+        """
         self._in_episode = False
         self._num_steps = 0
-
-    @abstractmethod
-    def rng_state(self) -> dict[str, Any]:
-        """The state of the random numbers that later resets draw from, as a dict that JSON can hold.
-
-        It says nothing of the episode under way: a resumed run begins with a reset.
-        """
+        try:
+            if not state["restores_state"]:
+                return
+            if not self.restores_state:
+                raise ValueError("it holds an episode, but the environment has no state() and set_state()")
+            if state["name"] != self.name:
+                raise ValueError(f"it is one of {state['name']}")
+            num_steps, in_episode = int(state["num_steps"]), bool(state["in_episode"])
+            self._set_state(state["simulator"])
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"state must come from state() of {self.name}: {reason}") from error
+        self._num_steps = num_steps
+        self._in_episode = in_episode
 
     def close(self) -> None:  # noqa: B027  (a simulator that holds nothing has nothing to release)
         """Release what the simulator holds."""
 
     @abstractmethod
-    def _set_rng_state(self, state: dict[str, Any]) -> None: ...
+    def _state(self) -> dict[str, Any]:
+        """What `state` says of the simulator: its state, the task's own variables and its random numbers."""
+
+    @abstractmethod
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `_state` returned."""
 
     @abstractmethod
     def _reset(self) -> npt.NDArray[np.float32]:

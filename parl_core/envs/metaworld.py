@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from ..errors import import_extra
 from .interface import Environment, Step
+from .mujoco_state import Attributes, ModelChanges, integration_state, set_integration_state
 
 
 class MetaWorldEnvironment(Environment):
@@ -33,6 +35,11 @@ class MetaWorldEnvironment(Environment):
         environment.seeded_rand_vec = True
         environment.seed(seed)
         self._environment = environment
+        mujoco = import_extra("mujoco", "metaworld", needed_for="MetaWorld")
+        self._forward: Callable[[Any, Any], None] = mujoco.mj_forward
+        self._model_changes = ModelChanges(environment.model)
+        # No step depends on the pictures that are drawn.
+        self._attributes = Attributes(environment, environment.data, ("_np_random", "mujoco_renderer", "render_mode"))
         super().__init__(
             f"metaworld/{task}",
             obs_dim=environment.observation_space.shape[0],
@@ -41,15 +48,27 @@ class MetaWorldEnvironment(Environment):
             reports_success=True,
         )
 
-    def rng_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._environment.np_random.bit_generator.state
-        return state
-
     def close(self) -> None:
         self._environment.close()
 
-    def _set_rng_state(self, state: dict[str, Any]) -> None:
-        self._environment.np_random.bit_generator.state = state
+    def _state(self) -> dict[str, Any]:
+        environment = self._environment
+        return {
+            "physics": integration_state(environment.model, environment.data),
+            "model": self._model_changes.state(),
+            "task": self._attributes.state(),
+            "random": environment.np_random.bit_generator.state,
+        }
+
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        environment = self._environment
+        self._model_changes.set_state(state["model"])
+        # Once for what is computed from it, and again, since computing may have changed the warm start.
+        set_integration_state(environment.model, environment.data, state["physics"])
+        self._forward(environment.model, environment.data)
+        set_integration_state(environment.model, environment.data, state["physics"])
+        self._attributes.set_state(state["task"])
+        environment.np_random.bit_generator.state = state["random"]
 
     def _reset(self) -> npt.NDArray[np.float32]:
         observation, _ = self._environment.reset()

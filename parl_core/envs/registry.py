@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..errors import MissingExtraError, unknown_name
 from .interface import Environment
+from .own import PATTERN, MakeEnvironment, OwnEnvironment, load_function, name_of
 
 
 class _Family(NamedTuple):
@@ -26,13 +27,14 @@ _FAMILIES = {
 }
 
 
-def make_env(name: str, seed: int) -> Environment:
+def make_env(name: str | MakeEnvironment, seed: int) -> Environment:
     """Make a task.
 
     Args:
         name: `dm_control/<domain>-<task>` for any task of the DM Control suite (`dm_control/walker-walk`,
             `dm_control/ball_in_cup-catch`), `metaworld/<task>` for any MetaWorld v3 task
             (`metaworld/door-open`), or `tabular/four-rooms`, `tabular/rand-mdp`, which need no simulator.
+            `<module>:<function>`, or the function itself, for an environment of your own: see `OwnEnvironment`.
         seed: of the environment's own random numbers, 0 ≤ seed < 2³². The same seed gives the same episodes.
 
     Raises:
@@ -43,11 +45,15 @@ def make_env(name: str, seed: int) -> Environment:
     seed = operator.index(seed)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must satisfy 0 <= seed < 2**32, got {seed}")
+    if not isinstance(name, str):
+        return OwnEnvironment(name_of(name), name, seed)
+    if ":" in name:
+        return OwnEnvironment(name, load_function(name), seed)
     family, _, task = name.partition("/")
     if family not in _FAMILIES:
         # A hundred names help nobody, so without a near miss the message shows how names are made.
         near = difflib.get_close_matches(name, environment_names(), cutoff=0.5)
-        raise unknown_name("environment", name, near or [known.pattern for known in _FAMILIES.values()])
+        raise unknown_name("environment", name, near or [*(known.pattern for known in _FAMILIES.values()), PATTERN])
     names = _task_names(family)
     if task not in names:
         raise unknown_name("environment", name, [f"{family}/{known}" for known in names])

@@ -7,8 +7,7 @@ Christiano et al. 2017, "Deep Reinforcement Learning from Human Preferences"; th
 from __future__ import annotations
 
 import copy
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +16,9 @@ from torch import Tensor
 
 from ..errors import NonFiniteError
 from ..models.rewards import RewardEnsemble
-from ..models.unchanged import change_of
-from ..ops.ensemble_rewards import MAX_LAYERS, dense, widths
-from ..ops.preference_loss import preference_loss
-from ..ops.registry import Op
 from ..optim import adam_step
 from ..trajectories import PreferencePairs, Trajectories
+from .pair_gradient import PairBatch, pair_gradient
 from .samplers import Queries
 
 
@@ -96,6 +92,16 @@ class PreferenceDataset:
         """(size, 2, L, do + da), observations and actions of the steps of each pair's segments."""
         return self._segments[: self._size]
 
+    @property
+    def steps(self) -> Tensor:
+        """(size·2·L, do + da), the steps of all segments one after another: what `starts` speaks of."""
+        return self.segments.flatten(0, 2)
+
+    def starts(self, indices: Tensor) -> Tensor:
+        """(…, 2) int64, the first rows in `steps` of the segments of the pairs at `indices` (any shape)."""
+        first = 2 * self.length * indices
+        return torch.stack((first, first + self.length), dim=-1)
+
     def state_dict(self) -> dict[str, Any]:
         """The labelled pairs, sharing memory with the dataset."""
         return {"segments": self.segments, "labels": self.labels}
@@ -113,20 +119,88 @@ class PreferenceDataset:
         self._labels[: self._size] = state["labels"]
 
 
+Hook = Callable[[Tensor], Tensor]
+"""From a loss gradient (P,), flat in the order of `ensemble.parameters()`, to the gradient (P,) to step with."""
+
+
 @dataclass(frozen=True)
 class RewardFit:
-    """How one call of `RewardLearner.fit` ended."""
+    """How one fit of an ensemble ended."""
 
     epochs: int
-    """Epochs run."""
+    """Epochs run; in semi-supervised fits passes over the labelled pairs, the last of them perhaps unfinished."""
     accuracy: float
     """Share of the last epoch's pairs ordered as labelled, mean over the members, each batch judged before
-    its step. Pairs without a preference (label 0.5) do not count; NaN if there are no others."""
+    its step; in semi-supervised fits of all steps' cropped pairs. Pairs without a preference (label 0.5) do not
+    count; NaN if there are no others."""
     loss: float
-    """Cross-entropy in the last epoch, mean over pairs and members, in nats."""
+    """Cross-entropy of the labelled pairs in those steps, mean over pairs and members, in nats."""
+    kept: float | None = None
+    """Share of the unlabelled pairs of all steps that were confident enough to be learned from, mean over the members;
+    None where there are none."""
 
 
-class RewardLearner:
+class EnsembleLearner:
+    """An ensemble with the Adam and the random numbers of its fits: what all ways to fit it have in common.
+
+    Args:
+        ensemble: the reward model; changed in place.
+        learning_rate: Adam's.
+        batch_size: labelled pairs in a step, for each member.
+        generator: draws the members' orders, on the CPU.
+    """
+
+    def __init__(
+        self, ensemble: RewardEnsemble, *, learning_rate: float, batch_size: int, generator: torch.Generator
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.ensemble, self.batch_size, self.generator = ensemble, batch_size, generator
+        self._params = list(ensemble.parameters())
+        self.optimizer = torch.optim.Adam(self._params, lr=learning_rate, fused=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything an identical continuation needs: ensemble, optimiser, generator."""
+        return {
+            "ensemble": self.ensemble.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned, from a learner of the same sizes."""
+        self.ensemble.load_state_dict(state["ensemble"])
+        # The optimiser would keep the very tensors it is given, and then change them in place.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.generator.set_state(state["generator"])
+
+    def _draw_orders(self, num: int, device: torch.device) -> Tensor:
+        """(members, num): each member's own order of `num` pairs."""
+        orders = [torch.randperm(num, generator=self.generator) for _ in range(self.ensemble.num_members)]
+        return torch.stack(orders).to(device)
+
+    def _descend(self, loss: Tensor, gradients: tuple[Tensor, ...], gradient_hook: Hook | None) -> None:
+        """One step of Adam along the gradients of a loss."""
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"The reward model's loss became {loss.item()}; lower its learning rate")
+        if gradient_hook is not None:
+            gradients = self._apply_hook(gradient_hook, gradients)
+        for param, gradient in zip(self._params, gradients, strict=True):
+            param.grad = gradient
+        adam_step(self.optimizer)
+
+    def _apply_hook(self, gradient_hook: Hook, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        hooked = gradient_hook(flat)
+        if hooked.shape != flat.shape:
+            raise ValueError(f"gradient_hook must return shape {tuple(flat.shape)}, got {tuple(hooked.shape)}")
+        if not torch.isfinite(hooked).all():
+            raise NonFiniteError("gradient_hook returned a gradient with a NaN or an infinity in it")
+        parts = hooked.detach().to(flat.dtype).split([param.numel() for param in self._params])
+        return tuple(part.view_as(param) for part, param in zip(parts, self._params, strict=True))
+
+
+class RewardLearner(EnsembleLearner):
     """Fits every member of an ensemble to the same labels, each in an order of its own, with one Adam.
 
     The loss of a batch is the sum over the members of each one's mean cross-entropy, where the logit of "the
@@ -137,6 +211,8 @@ class RewardLearner:
         learning_rate: Adam's.
         batch_size: pairs in a step, for each member.
         generator: draws the members' orders, on the CPU.
+        bpref_compat: judge accuracy as B-Pref does (Lee et al. 2021, "B-Pref"), where a pair without a preference is
+            one whose first segment is preferred, and so is a tie of the rewards.
     """
 
     def __init__(
@@ -146,19 +222,17 @@ class RewardLearner:
         learning_rate: float = 3e-4,
         batch_size: int = 128,
         generator: torch.Generator,
+        bpref_compat: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.ensemble, self.batch_size, self.generator = ensemble, batch_size, generator
-        self._params = list(ensemble.parameters())
-        self.optimizer = torch.optim.Adam(self._params, lr=learning_rate, fused=True)
+        super().__init__(ensemble, learning_rate=learning_rate, batch_size=batch_size, generator=generator)
+        self.bpref_compat = bpref_compat
 
     def fit(
         self,
         dataset: PreferenceDataset,
         max_epochs: int,
         accuracy_target: float = 0.97,
-        gradient_hook: Callable[[Tensor], Tensor] | None = None,
+        gradient_hook: Hook | None = None,
     ) -> RewardFit:
         """Run epochs over all labelled pairs until the mean accuracy exceeds `accuracy_target`.
 
@@ -177,111 +251,30 @@ class RewardLearner:
             raise ValueError("There are no labelled pairs to fit the reward to")
         if max_epochs < 1:
             raise ValueError(f"max_epochs must be at least 1, got {max_epochs}")
-        num_decided = int((dataset.labels != 0.5).sum())
         members, device = self.ensemble.num_members, dataset.labels.device
+        num_judged = len(dataset) if self.bpref_compat else int((dataset.labels != 0.5).sum())
         epochs, accuracy = 0, float("nan")
         while epochs < max_epochs and not accuracy > accuracy_target:
             epochs += 1
-            orders = [torch.randperm(len(dataset), generator=self.generator) for _ in range(members)]
-            order = torch.stack(orders).to(device)
+            order = self._draw_orders(len(dataset), device)
             total_loss = torch.zeros((), device=device)
             total_correct = torch.zeros((), dtype=torch.int64, device=device)
             for indices in order.split(self.batch_size, dim=1):
-                loss, correct = self._step(dataset, indices, gradient_hook)
+                labels, lengths = dataset.labels[indices], torch.full_like(indices, dataset.length)
+                batch = PairBatch(dataset.starts(indices), lengths, labels, longest=dataset.length)
+                loss, logits, gradients = pair_gradient(self.ensemble, dataset.steps, batch)
+                self._descend(loss, gradients, gradient_hook)
                 total_loss += loss * indices.shape[1]
-                total_correct += correct
-            accuracy = total_correct.item() / (members * num_decided) if num_decided else float("nan")
+                total_correct += in_order(logits, labels, bpref_compat=self.bpref_compat).sum()
+            accuracy = total_correct.item() / (members * num_judged) if num_judged else float("nan")
         return RewardFit(epochs, accuracy, total_loss.item() / (members * len(dataset)))
 
-    def _step(
-        self, dataset: PreferenceDataset, indices: Tensor, gradient_hook: Callable[[Tensor], Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """One step on the pairs `indices` (members, B): the loss, and how many were ordered as labelled."""
-        select = _GRADIENT.select(self._params[0], None)
-        loss, correct, gradients = _GRADIENT.kernel(select)(self.ensemble, dataset, indices)
-        if not torch.isfinite(loss):
-            raise NonFiniteError(f"The reward model's loss became {loss.item()}; lower its learning rate")
-        if gradient_hook is not None:
-            gradients = self._apply_hook(gradient_hook, gradients)
-        for param, gradient in zip(self._params, gradients, strict=True):
-            param.grad = gradient
-        adam_step(self.optimizer)
-        return loss, correct
 
-    def _apply_hook(
-        self, gradient_hook: Callable[[Tensor], Tensor], gradients: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        hooked = gradient_hook(flat)
-        if hooked.shape != flat.shape:
-            raise ValueError(f"gradient_hook must return shape {tuple(flat.shape)}, got {tuple(hooked.shape)}")
-        if not torch.isfinite(hooked).all():
-            raise NonFiniteError("gradient_hook returned a gradient with a NaN or an infinity in it")
-        parts = hooked.detach().to(flat.dtype).split([param.numel() for param in self._params])
-        return tuple(part.view_as(param) for part, param in zip(parts, self._params, strict=True))
+def in_order(logits: Tensor, labels: Tensor, *, bpref_compat: bool = False) -> Tensor:
+    """Which pairs the logits order as the labels do, of the same shape; a tie of either is not in order.
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything an identical continuation needs: ensemble, optimiser, generator."""
-        return {
-            "ensemble": self.ensemble.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned, from a learner of the same sizes."""
-        self.ensemble.load_state_dict(state["ensemble"])
-        # The optimiser would keep the very tensors it is given, and then change them in place.
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.generator.set_state(state["generator"])
-
-
-def _reference_gradient(
-    ensemble: RewardEnsemble, dataset: PreferenceDataset, indices: Tensor
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Of the pairs `indices` (members, B): the loss, how many are ordered as labelled, and the loss gradient."""
-    observations, actions, labels = dataset.select(indices)
-    rewards = ensemble.member_rewards(observations.flatten(1, 3), actions.flatten(1, 3))
-    first, second = rewards.unflatten(1, (-1, 2, dataset.length)).unbind(2)  # (members, B, L)
-    losses, correct = preference_loss(first, second, labels)
-    gradients = torch.autograd.grad(losses.sum(), list(ensemble.parameters()))
-    return losses.detach().sum(), correct.sum(), gradients
-
-
-def _native_gradient(
-    ensemble: RewardEnsemble, dataset: PreferenceDataset, indices: Tensor
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """The same, segment sums, loss and backward pass included, while a few pairs at a time stay in the cache."""
-    params = list(ensemble.parameters())
-    weights, biases = _plain_layers(ensemble, params)
-    if not 1 <= len(weights) <= MAX_LAYERS or dataset.segments.dtype != params[0].dtype:
-        return _reference_gradient(ensemble, dataset, indices)
-    native = importlib.import_module("parl_core._native")
-    gradients = tuple(torch.empty_like(param, memory_format=torch.contiguous_format) for param in params)
-    loss, correct = native.ensemble_preference_gradient(
-        ensemble.num_members, dense(weights), dense(biases), widths(weights), dataset.segments,
-        dataset.labels, indices.contiguous(), dataset.length, list(gradients[::2]), list(gradients[1::2]),
-        torch.get_num_threads(),
-    )  # fmt: skip
-    return torch.tensor(loss, dtype=params[0].dtype), torch.tensor(correct), gradients
-
-
-def _plain_layers(ensemble: RewardEnsemble, params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights and biases if a gradient for `params` is that of these alone, else none."""
-    layers = ensemble.plain_layers() if type(ensemble) is RewardEnsemble else None
-    if layers is None or change_of(ensemble, "the ensemble") is not None:
-        return [], []
-    own = [tensor for pair in zip(*layers, strict=True) for tensor in pair]
-    same = len(own) == len(params) and all(one is other for one, other in zip(own, params, strict=True))
-    if not same or any(not param.requires_grad or param._backward_hooks for param in params):
-        return [], []
-    return layers
-
-
-_GRADIENT = Op("RewardLearner.gradient", _reference_gradient)
-_GRADIENT.register(
-    "cpp",
-    lambda: _native_gradient,
-    device_types=frozenset({"cpu"}),
-    dtypes=frozenset({torch.float32, torch.float64}),
-)
+    With `bpref_compat` a tie of either counts as the first segment being preferred.
+    """
+    if bpref_compat:
+        return (logits > 0) == (labels > 0.5)
+    return (logits.sign() == (labels - 0.5).sign()) & (labels != 0.5)

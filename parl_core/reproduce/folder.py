@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 from .. import __version__
 from ..errors import ConfigError, RunFolderError
-from ..files import write_atomically
+from ..files import lock_folder, write_atomically
+from ..provenance import FACTS
 from ..workers import Finished, Task
 from .csv_files import read_csv, write_csv
-from .environment import FACTS
 from .study import Rows, Study
 
 DEFAULT_OUTPUT = Path("runs", "reproduce")
@@ -82,7 +82,9 @@ class StudyFolder:
             ConfigError: it was begun with other settings, or by another version and is not complete.
         """
         folder = cls(path, study)
-        folder._lock = _make_and_lock(path)  # before anything in it is looked at: two commands may begin it at once
+        folder._lock = lock_folder(
+            path, "parl reproduce"
+        )  # before anything in it is looked at: two commands may begin it at once
         try:
             folder._take_over()
         except BaseException:
@@ -307,29 +309,6 @@ def _read_figures(path: Path) -> list[Path]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise RunFolderError(f"{path / 'figures.json'} must be a list of file names: {again}")
     return [path / name for name in names]
-
-
-def _make_and_lock(path: Path) -> int:
-    """Two commands must not work in one folder; a lock ends with its process, however that ends."""
-    try:
-        import fcntl
-    except ImportError as error:
-        raise RunFolderError("parl reproduce needs a POSIX system: elsewhere it cannot lock its folder") from error
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise RunFolderError(f"Cannot make the folder {path}: {error.strerror or error}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        if isinstance(error, BlockingIOError):
-            raise RunFolderError(f"{path} is in use by another parl reproduce") from error
-        raise RunFolderError(
-            f"{path} cannot be locked ({error.strerror or error}): choose an --output on another file system"
-        ) from error
-    return lock
 
 
 def _settings(study: Study) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..errors import ConfigError, Interrupted, import_extra
 from ..files import write_atomically
+from ..provenance import describe_environment
 from ..workers import Failed, Finished, Report, Task, TaskError, do_tasks, run_tasks
 from .csv_files import plain_rows
-from .environment import describe_environment
 from .folder import Sitting, StudyFolder, read_record, read_rows
 from .provenance import code, commits, dates
 from .study import Rows, Study

@@ -6,6 +6,7 @@ So the two ways to update may take turns, and checkpoints know nothing of it.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ..models.mlp import BatchedLinear
 from ..models.policies import GaussianPolicy
-from ..models.unchanged import change_of
+from ..models.unchanged import change_of, params_of, parts
 from ..optim import adam_state, is_plain_adam
 
 if TYPE_CHECKING:
@@ -59,14 +60,15 @@ def act(sac: SAC, observation: np.ndarray, deterministic: bool) -> np.ndarray:
     if not (len(sac.config.hidden) <= MAX_HIDDEN and _is_unchanged_actor(sac)):
         return sac._reference_act(observation, deterministic)
     actor = sac.native.actor
-    params: list[Tensor] = list(sac.actor.parameters())
+    params = params_of(sac.actor)
     if actor is None or not (_are_same(sac.native.actor_params, params) and actor.is_current()):
         native = importlib.import_module("parl_core._native")
         actor = sac.native.actor = native.Actor(params)
         sac.native.actor_params = params
     noise = None
     if not deterministic:
-        noise = torch.randn(1, sac.actor.act_dim, generator=sac.generator, dtype=torch.float32)
+        rows = math.prod(np.shape(observation)[:-1])
+        noise = torch.randn(rows, sac.actor.act_dim, generator=sac.generator, dtype=torch.float32)
     return actor.act(observation, noise)
 
 
@@ -87,11 +89,13 @@ def is_unchanged(sac: SAC) -> bool:
     if not _is_unchanged_actor(sac):
         return False
     for critic in (sac.critic, sac.target_critic):
-        kinds = {type(layer) for layer in critic.layers}
-        if type(critic) is not TwinCritic or kinds != {BatchedLinear} or change_of(critic, "the critic") is not None:
+        kinds = {type(part) for part in parts(critic)}
+        if type(critic) is not TwinCritic or kinds != {TwinCritic, nn.ModuleList, BatchedLinear}:
+            return False
+        if change_of(critic, "the critic") is not None:
             return False
     groups = [*sac.actor_optimizer.param_groups, *sac.critic_optimizer.param_groups]
-    learned: list[list[Tensor]] = [list(sac.actor.parameters()), [sac.log_temperature], list(sac.critic.parameters())]
+    learned: list[list[Tensor]] = [params_of(sac.actor), [sac.log_temperature], params_of(sac.critic)]
     # The reference updates the parameters it was made with, of which each optimiser's groups are a copy.
     kept: list[list[Tensor]] = [sac._actor_params, [sac.log_temperature], sac._critic_params]
     if len(groups) != 3:
@@ -101,16 +105,15 @@ def is_unchanged(sac: SAC) -> bool:
             return False
         if any(not param.requires_grad or param._backward_hooks for param in params):
             return False
-    return _are_same(sac._target_params, list(sac.target_critic.parameters()))
+    return _are_same(sac._target_params, params_of(sac.target_critic))
 
 
 def _is_unchanged_actor(sac: SAC) -> bool:
     actor, hidden = sac.actor, len(sac.config.hidden)
     if type(actor) is not GaussianPolicy or not actor.squash or actor.log_std_kind != "state":
         return False
-    expected = [nn.Linear, nn.ReLU] * hidden + [nn.Linear]
-    kinds = [type(layer) for layer in actor.network]
-    return kinds == expected and change_of(actor, "the actor") is None
+    expected = [GaussianPolicy, nn.Sequential] + [nn.Linear, nn.ReLU] * hidden + [nn.Linear]
+    return [type(part) for part in parts(actor)] == expected and change_of(actor, "the actor") is None
 
 
 def _are_same(one: list[Any], other: list[Any]) -> bool:
@@ -170,7 +173,7 @@ class BoundSAC:
 
 def _params(sac: SAC) -> list[Tensor]:
     modules = (sac.actor, sac.critic, sac.target_critic)
-    return [sac.log_temperature, *(param for module in modules for param in module.parameters())]
+    return [sac.log_temperature, *(param for module in modules for param in params_of(module))]
 
 
 def _lists(optimizer: torch.optim.Adam, params: Iterable[Tensor]) -> tuple[list[Any], ...]:

@@ -34,8 +34,8 @@ class Batch(NamedTuple):
 class ReplayBuffer:
     """A ring of the last `capacity` transitions, uniform sampling with replacement.
 
-    Each transition is one row (observation, action, reward, terminated, next observation), so that adding is
-    one write and a batch one gather. Memory grows by doubling, up to `capacity` rows of 4·(2·do + da + 2)
+    Each transition is one row (observation, action, reward, terminated, next observation), so that adding
+    some is one write and a batch one gather. Memory grows by doubling, up to `capacity` rows of 4·(2·do + da + 2)
     bytes.
 
     Args:
@@ -74,32 +74,66 @@ class ReplayBuffer:
         reward: float,
         next_observation: np.ndarray,
         terminated: bool,
-    ) -> None:
-        """Store one transition: (do,), (da,), scalar, (do,), and whether the next observation is terminal.
+    ) -> int:
+        """`add_batch` of one transition: (do,), (da,), scalar, (do,), and whether the next observation is terminal."""
+        (row,) = self.add_batch(
+            np.asarray(observation)[None],
+            np.asarray(action)[None],
+            np.array([reward]),
+            np.asarray(next_observation)[None],
+            np.array([terminated]),
+        )
+        return row
+
+    def add_batch(
+        self,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        next_observations: np.ndarray,
+        terminated: np.ndarray,
+    ) -> range | list[int]:
+        """Store n transitions, in order: (n, do), (n, da), (n,), (n, do), (n,).
+
+        Returns:
+            The rows that they are in: their places in `observations`.
 
         Raises:
-            NonFiniteError: a NaN or an infinity in it; nothing is stored.
+            NonFiniteError: a NaN or an infinity in them; nothing is stored.
         """
-        row = np.concatenate((observation, action, (reward, terminated), next_observation), dtype=np.float32)
-        if row.shape != (self._rows.shape[1],):
+        num, start = len(rewards), self._position
+        shapes = tuple(map(np.shape, (observations, actions, rewards, next_observations, terminated)))
+        if shapes != ((num, self.obs_dim), (num, self.act_dim), (num,), (num, self.obs_dim), (num,)):
             raise ValueError(
-                f"observation, action and next_observation must have {self.obs_dim}, {self.act_dim} and "
-                f"{self.obs_dim} entries, got shapes {np.shape(observation)}, {np.shape(action)} and "
-                f"{np.shape(next_observation)}"
+                f"observations, actions, rewards, next_observations and terminated must be of shapes "
+                f"(n, {self.obs_dim}), (n, {self.act_dim}), (n,), (n, {self.obs_dim}) and (n,), got {shapes}"
             )
-        if not np.isfinite(row).all():
+        if num > self.capacity:
+            raise ValueError(f"rewards must have at most {self.capacity} entries, all that the ring holds, got {num}")
+        rows = np.empty((num, self._rows.shape[1]), np.float32)
+        column = self._reward_column
+        rows[:, : self.obs_dim] = observations
+        rows[:, self.obs_dim : column] = actions
+        rows[:, column] = rewards
+        rows[:, column + 1] = terminated
+        rows[:, column + 2 :] = next_observations
+        if not np.isfinite(rows).all():
+            bad = rows[~np.isfinite(rows).all(1)][0]
+            observation, action, scalars, next_observation = np.split(bad, (self.obs_dim, column, column + 2))
             raise NonFiniteError(
                 f"A transition must be finite, got observation {observation}, action {action}, "
-                f"reward {reward}, next observation {next_observation}"
+                f"reward {scalars[0]}, next observation {next_observation}"
             )
-        if self._position == self._rows.shape[0]:
-            self._allocate(min(self.capacity, 2 * self._position))
-        if self._rows_numpy is not None:
-            self._rows_numpy[self._position] = row
-        else:
-            self._rows[self._position].copy_(torch.from_numpy(row), non_blocking=True)
-        self._size = max(self._size, self._position + 1)
-        self._position = (self._position + 1) % self.capacity
+        end = start + num
+        if end <= self.capacity:
+            self._write(start, rows)
+            self._position = end % self.capacity
+            return range(start, end)
+        room = self.capacity - start
+        self._write(start, rows[:room])
+        self._write(0, rows[room:])
+        self._position = end - self.capacity
+        return [*range(start, self.capacity), *range(self._position)]
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw `batch_size` transitions uniformly, with replacement; the generator draws on the buffer's device."""
@@ -113,24 +147,33 @@ class ReplayBuffer:
         rewards, terminated = reward_terminated.unbind(1)
         return Batch(observations, actions, rewards, next_observations, terminated, indices)
 
-    def relabel(self, reward_fn: Callable[[Tensor, Tensor], Tensor], chunk: int = 8192) -> None:
+    def relabel(
+        self, reward_fn: Callable[[Tensor, Tensor], Tensor], chunk: int = 8192, *, bpref_compat: bool = False
+    ) -> None:
         """Replace every stored reward by `reward_fn(observations (n, do), actions (n, da))`, (n,), n ≤ chunk.
+
+        Args:
+            reward_fn: the new reward.
+            chunk: how many transitions it is given at once.
+            bpref_compat: as the code of B-Pref (Lee et al. 2021) has it: only the rows before the one that is written next,
+                which once the ring is full are those of its latest round, and none right after its end.
 
         Raises:
             NonFiniteError: `reward_fn` returned a NaN or an infinity; all rewards stay as they were.
         """
-        rewards = torch.empty(self._size, device=self._rows.device)
+        size = self._position if bpref_compat else self._size
+        rewards = torch.empty(size, device=self._rows.device)
         with torch.no_grad():
-            for start in range(0, self._size, chunk):
-                rows = self._rows[start : min(start + chunk, self._size)]
+            for start in range(0, size, chunk):
+                rows = self._rows[start : min(start + chunk, size)]
                 observations, actions, _ = rows.split((self.obs_dim, self.act_dim, self.obs_dim + 2), dim=1)
                 rewards[start : start + chunk] = reward_fn(observations, actions)
         bad = int((~torch.isfinite(rewards)).sum())
         if bad:
             raise NonFiniteError(
-                f"The reward function returned a NaN or an infinity for {bad} of {self._size} stored transitions"
+                f"The reward function returned a NaN or an infinity for {bad} of {size} stored transitions"
             )
-        self.rewards.copy_(rewards)
+        self.rewards[:size] = rewards
 
     def state_dict(self) -> dict[str, Any]:
         """The stored transitions (sharing memory with the buffer) and the ring's position."""
@@ -150,6 +193,16 @@ class ReplayBuffer:
         self._allocate(min(self.capacity, max(size, FIRST_ROWS)))
         self._rows[:size] = transitions
         self._size, self._position = size, int(state["position"])
+
+    def _write(self, start: int, rows: np.ndarray) -> None:
+        end = start + len(rows)
+        if end > self._rows.shape[0]:
+            self._allocate(min(self.capacity, max(end, 2 * self._rows.shape[0])))
+        if self._rows_numpy is not None:
+            self._rows_numpy[start:end] = rows
+        else:
+            self._rows[start:end].copy_(torch.from_numpy(rows), non_blocking=True)
+        self._size = max(self._size, end)
 
     def _allocate(self, num_rows: int) -> None:
         rows = self._rows.new_empty(num_rows, self._rows.shape[1])

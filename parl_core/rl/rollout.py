@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,23 +33,35 @@ class Segments(NamedTuple):
     """(n, L), of the environment; for teachers and logs, never for learning."""
 
 
+class SegmentPositions(NamedTuple):
+    """Where n segments lie."""
+
+    episodes: Tensor
+    """(n,) int64, which episode: finished ones are numbered from 0 in the order of their end, dropped ones included."""
+    starts: Tensor
+    """(n,) int64, the segment's first step in it."""
+
+
 class EpisodeStore:
-    """The last `max_episodes` finished episodes and the running one.
+    """The last `max_episodes` finished episodes and the running ones, one for each environment.
 
     Args:
         max_episodes: how many finished episodes are kept.
         obs_dim, act_dim: sizes of an observation and an action.
+        num_envs: n, how many episodes run at a time.
     """
 
-    def __init__(self, max_episodes: int, obs_dim: int, act_dim: int) -> None:
+    def __init__(self, max_episodes: int, obs_dim: int, act_dim: int, num_envs: int = 1) -> None:
         if max_episodes < 1:
             raise ValueError(f"max_episodes must be at least 1, got {max_episodes}")
-        self.obs_dim, self.act_dim = obs_dim, act_dim
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        self.obs_dim, self.act_dim, self.num_envs = obs_dim, act_dim, num_envs
         self._widths = (obs_dim, act_dim, 1)
         self._finished: deque[Tensor] = deque(maxlen=max_episodes)
-        self._running = torch.empty(FIRST_ROWS, sum(self._widths))
-        self._running_numpy = self._running.numpy()
-        self._running_length = 0
+        self._num_ended = 0
+        self._lengths = [0] * num_envs
+        self._set_running([torch.empty(0, sum(self._widths))] * num_envs)
 
     @property
     def num_episodes(self) -> int:
@@ -70,42 +82,70 @@ class EpisodeStore:
 
     @property
     def num_steps(self) -> int:
-        """Steps that are kept, those of the running episode included."""
-        return sum(map(len, self._finished)) + self._running_length
+        """Steps that are kept, those of the running episodes included."""
+        return sum(map(len, self._finished)) + sum(self._lengths)
 
-    def add(self, observation: np.ndarray, action: np.ndarray, true_reward: float) -> None:
-        """Append one step of the running episode: (do,), (da,), scalar."""
-        if self._running_length == len(self._running):
-            self._set_running(self._running, 2 * len(self._running))
-        row = self._running_numpy[self._running_length]
+    def add(self, observation: np.ndarray, action: np.ndarray, true_reward: float, env: int = 0) -> None:
+        """Append one step to that environment's running episode: (do,), (da,), scalar."""
+        length = self._lengths[env]
+        if length == self._running.shape[1]:
+            self._set_running(self._running_episodes())
+        row = self._running_numpy[env, length]
         row[: self.obs_dim] = observation
         row[self.obs_dim : -1] = action
         row[-1] = true_reward
-        self._running_length += 1
+        self._lengths[env] = length + 1
 
-    def end_episode(self) -> None:
-        """The running episode is finished; the oldest one is dropped if there are too many."""
-        self._finished.append(self._running[: self._running_length].clone())
-        self._running_length = 0
+    def add_batch(self, observations: np.ndarray, actions: np.ndarray, true_rewards: np.ndarray) -> None:
+        """Append one step to each running episode: (n, do), (n, da), (n,)."""
+        for env, (observation, action, reward) in enumerate(zip(observations, actions, true_rewards, strict=True)):
+            self.add(observation, action, reward, env)
+
+    def end_episode(self, env: int = 0) -> None:
+        """That environment's episode is finished; the oldest one is dropped if there are too many."""
+        self._finished.append(self._running[env, : self._lengths[env]].clone())
+        self._lengths[env] = 0
+        self._num_ended += 1
+
+    def episode(self, number: int) -> Tensor:
+        """(T, do + da + 1): observations, actions and true rewards of the episode that ended as the `number`-th, from 0."""
+        place = number - self._first_kept
+        if not 0 <= place < len(self._finished):
+            raise ValueError(
+                f"number must lie in [{self._first_kept}, {self._num_ended}), the episodes that are kept, got {number}"
+            )
+        return self._finished[place]
 
     def sample(self, num: int, length: int, generator: torch.Generator, latest: int | None = None) -> Segments:
         """Draw `num` segments of `length` steps: an episode uniformly, then a start in it uniformly.
 
         Finished episodes of at least `length` steps take part; of them only the last `latest`, if given.
         """
-        episodes = self._long_enough(length)
-        episodes = episodes if latest is None else episodes[-latest:]
-        if not episodes:
+        numbers, starts = self.sample_positions(num, length, generator, latest)
+        rows = torch.stack(
+            [
+                self.episode(number)[start : start + length]
+                for number, start in zip(numbers.tolist(), starts.tolist(), strict=True)
+            ]
+        )
+        observations, actions, true_rewards = rows.split(self._widths, dim=-1)
+        return Segments(observations, actions, true_rewards.squeeze(-1))
+
+    def sample_positions(
+        self, num: int, length: int, generator: torch.Generator, latest: int | None = None
+    ) -> SegmentPositions:
+        """Where the segments lie that `sample` would draw."""
+        numbers = [self._first_kept + i for i, episode in enumerate(self._finished) if len(episode) >= length]
+        numbers = numbers if latest is None else numbers[-latest:]
+        if not numbers:
             raise ValueError(
                 f"There is no finished episode of at least {length} steps to draw segments from "
                 f"(finished episodes: {len(self._finished)})"
             )
-        which = torch.randint(len(episodes), (num,), generator=generator).tolist()
-        where = torch.rand(num, generator=generator, dtype=torch.float64).tolist()
-        starts = [int(u * (len(episodes[i]) - length + 1)) for i, u in zip(which, where, strict=True)]
-        rows = torch.stack([episodes[i][start : start + length] for i, start in zip(which, starts, strict=True)])
-        observations, actions, true_rewards = rows.split(self._widths, dim=-1)
-        return Segments(observations, actions, true_rewards.squeeze(-1))
+        which = torch.randint(len(numbers), (num,), generator=generator)
+        where = torch.rand(num, generator=generator, dtype=torch.float64)
+        room = torch.tensor([len(self.episode(number)) - length + 1 for number in numbers])
+        return SegmentPositions(torch.tensor(numbers)[which], (where * room[which]).long())
 
     def latest_segments(self, latest: int, length: int) -> Segments:
         """All of the last `latest` finished episodes of at least `length` steps, cut into segments that share no step.
@@ -122,19 +162,16 @@ class EpisodeStore:
     ) -> Trajectories:
         """The most recent steps, cut into windows of `length` steps that do not overlap: `num_steps // length` of them.
 
-        Each episode, the running one included, is cut from its end backwards; what is left over at its beginning is
-        skipped. Fewer windows come back when the store holds no more; oldest first. With `skip_episodes`, the running
-        episode and that many of the latest finished ones that hold a window are left out: those that `sample` draws from
-        with the same number as `latest`.
+        Each episode, the running ones included, is cut from its end backwards; what is left over at its beginning is
+        skipped. Running episodes give a window in turns. Fewer windows come back when the store holds no more; oldest
+        first. With `skip_episodes`, the running episodes and that many of the latest finished ones that hold a window are
+        left out: those that `sample` draws from with the same number as `latest`.
         """
         finished = self._long_enough(length)[::-1]
-        episodes = finished[skip_episodes:] if skip_episodes else [self._running[: self._running_length], *finished]
-        windows: list[Tensor] = []
-        for episode in episodes:
-            for end in range(len(episode), length - 1, -length):
-                if (len(windows) + 1) * length > num_steps:
-                    break
-                windows.append(episode[end - length : end])
+        running = [] if skip_episodes else [_windows(episode, length) for episode in self._running_episodes()]
+        in_turns = (window for turn in itertools.zip_longest(*running) for window in turn if window is not None)
+        older = itertools.chain.from_iterable(_windows(episode, length) for episode in finished[skip_episodes:])
+        windows = list(itertools.islice(itertools.chain(in_turns, older), num_steps // length))
         if not windows:
             raise ValueError(
                 f"There is no window of {length} steps among the {self.num_steps} steps kept and the "
@@ -145,28 +182,50 @@ class EpisodeStore:
         return Trajectories(observations, actions, offsets)
 
     def state_dict(self) -> dict[str, Any]:
-        """All steps, and the lengths of the episodes, the running one last."""
-        episodes = (*self._finished, self._running[: self._running_length])
-        return {"steps": torch.cat(episodes), "lengths": torch.tensor([len(episode) for episode in episodes])}
+        """All steps, and the lengths of the episodes, those of the running ones last."""
+        episodes = (*self._finished, *self._running_episodes())
+        lengths = torch.tensor([len(episode) for episode in episodes])
+        return {"steps": torch.cat(episodes), "lengths": lengths, "num_ended": self._num_ended}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned, from a store of the same sizes."""
-        steps = state["steps"]
+        steps, lengths = state["steps"], state["lengths"].tolist()
         if steps.shape[1] != sum(self._widths):
             raise ValueError(f"steps must have {sum(self._widths)} columns, got shape {tuple(steps.shape)}")
-        *finished, running = steps.clone().split(state["lengths"].tolist())
-        self._finished = deque(finished, maxlen=self._finished.maxlen)
-        self._set_running(running, max(len(running), FIRST_ROWS))
-        self._running_length = len(running)
+        if len(lengths) < self.num_envs:
+            raise ValueError(f"lengths must hold those of {self.num_envs} running episodes, got {len(lengths)} in all")
+        episodes = [episode.clone() for episode in steps.split(lengths)]
+        self._finished = deque(episodes[: -self.num_envs], maxlen=self._finished.maxlen)
+        self._lengths = lengths[-self.num_envs :]
+        self._set_running(episodes[-self.num_envs :])
+        self._num_ended = state["num_ended"]
+
+    @property
+    def _first_kept(self) -> int:
+        """The number of the oldest episode that is kept."""
+        return self._num_ended - len(self._finished)
 
     def _long_enough(self, length: int) -> list[Tensor]:
         """Finished episodes of at least `length` steps, oldest first."""
         return [episode for episode in self._finished if len(episode) >= length]
 
-    def _set_running(self, rows: Tensor, num_rows: int) -> None:
-        self._running = torch.empty(num_rows, sum(self._widths))
-        self._running[: len(rows)] = rows
-        self._running_numpy = self._running.numpy()
+    def _running_episodes(self) -> list[Tensor]:
+        """Of each environment, views."""
+        return [episode[:length] for episode, length in zip(self._running, self._lengths, strict=True)]
+
+    def _set_running(self, episodes: list[Tensor]) -> None:
+        """Take over these, with room for as many steps again."""
+        room = max(FIRST_ROWS, 2 * max(map(len, episodes)))
+        running = torch.empty(self.num_envs, room, sum(self._widths))
+        for i, episode in enumerate(episodes):
+            running[i, : len(episode)] = episode
+        self._running, self._running_numpy = running, running.numpy()
+
+
+def _windows(episode: Tensor, length: int) -> Iterator[Tensor]:
+    """Stretches of `length` steps that do not overlap, the last one first."""
+    for end in range(len(episode), length - 1, -length):
+        yield episode[end - length : end]
 
 
 @dataclass(frozen=True)

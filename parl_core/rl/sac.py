@@ -139,17 +139,17 @@ class SAC:
         return {"fused": True, "capturable": self.device.type == "cuda"}
 
     def act(self, observation: np.ndarray, *, deterministic: bool = False) -> np.ndarray:
-        """(do,) -> (da,) in [−1, 1], float32: a sample of the policy, or its mean action."""
+        """(do,) -> (da,) or (n, do) -> (n, da), in [−1, 1], float32: samples of the policy, or its mean actions."""
         return _ACT.kernel(_ACT.select(self.log_temperature, None))(self, observation, deterministic)
 
     @torch.inference_mode()
     def _reference_act(self, observation: np.ndarray, deterministic: bool) -> np.ndarray:
-        observations = torch.from_numpy(np.asarray(observation, dtype=np.float32)).unsqueeze(0).to(self.device)
-        mean, log_std = self.actor.mean_and_log_std(observations)
+        observations = torch.from_numpy(np.asarray(observation, dtype=np.float32)).to(self.device)
+        mean, log_std = self.actor.mean_and_log_std(observations.reshape(-1, observations.shape[-1]))
         if not deterministic:
             noise = torch.randn(mean.shape, generator=self.generator, dtype=mean.dtype, device=mean.device)
             mean = mean + log_std.exp() * noise
-        return torch.tanh(mean)[0].cpu().numpy()
+        return torch.tanh(mean).reshape(*observations.shape[:-1], -1).cpu().numpy()
 
     def update(self, batch: Batch, *, backend: str | None = None) -> dict[str, Tensor]:
         """One step of critics, actor and temperature, and of the targets when due. Returns scalars to log.

@@ -17,10 +17,11 @@ import torch
 from rich.console import Console
 
 from ..envs import make_env
+from ..envs.vector import make_environments
 from ..errors import RunFolderError
 from ..files import write_atomically
 from ..pictures import pyplot, save_picture
-from ..preference.teachers import OracleTeacher
+from ..preference.teachers import TEACHERS, ScriptedTeacher
 from ..reproduce.study import Table
 from ..reproduce.tables import to_markdown, to_text
 from ..workers import Failed, Report, Task, run_tasks
@@ -28,7 +29,7 @@ from .alignment import Alignment, AlignmentProbe
 from .config import TrainConfig
 from .run_folder import read_metrics
 from .train import train
-from .trainer import Trainer, seeds
+from .trainer import Trainer, env_seeds, seeds
 
 VARIANTS = {"direct-only": "none", "identity": "identity", "Fisher": "fisher", "full-score": "score"}
 """Names of the table, and the curvatures that they stand for."""
@@ -127,10 +128,16 @@ def measure_alignments(
     config = replace(config, implicit=replace(config.implicit, curvature="none"), eval_interval=config.steps)
     seed = seeds(config.seed)
     env_seed, action_seed = np.random.SeedSequence((config.seed, 1)).generate_state(2).tolist()  # of no run's own
-    env, eval_env = make_env(config.env, seed["env"]), make_env(config.env, seed["eval_env"])
-    fresh_env = make_env(config.env, env_seed)
+    envs = make_environments(config.env, env_seeds(config.seed, config.num_envs))
+    eval_env, fresh_env = make_env(config.env, seed["eval_env"]), make_env(config.env, env_seed)
     try:
-        trainer = Trainer(config, env, eval_env)
+        trainer = Trainer(config, envs, eval_env)
+        teacher = ScriptedTeacher(
+            TEACHERS["oracle"],
+            segment_length=config.reward.segment_length,
+            horizon=envs.horizon,
+            generator=torch.Generator(),
+        )
         number = num_sessions(config)
         probe = AlignmentProbe(
             config.implicit,
@@ -138,17 +145,18 @@ def measure_alignments(
             curvatures=[name for name in VARIANTS.values() if name != "none"],
             sessions=evenly(min(1, number - 1), number - 1, snapshots),
             env=fresh_env,
-            label=lambda first, second: OracleTeacher().label(first.true_rewards, second.true_rewards),
-            episodes=trainer.episodes,
+            label=teacher.label,
+            episodes=trainer.upper.episodes,
             reference_steps=reference_steps,
             generator=torch.Generator().manual_seed(action_seed),
         )
-        trainer.implicit = probe
+        trainer.upper.implicit = probe
         for _ in trainer.run():
             pass
         return probe.found
     finally:
-        for one in (env, eval_env, fresh_env):
+        envs.close()
+        for one in (eval_env, fresh_env):
             one.close()
 
 

@@ -10,14 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError, unknown_name
+from ..preference.samplers import SAMPLERS
+from ..preference.schedules import SCHEDULES
+from ..preference.semi_supervised import SurfConfig
+from ..preference.teachers import TeacherConfig
 from ..rl.sac import SACConfig
 
 ALGORITHMS = {
     "oracle": "SAC on the true reward: the ceiling",
     "pebble": "SAC on a reward learned from preferences",
+    "surf": "PEBBLE with pseudo-labels and time-cropped segments",
     "a-parl": "PEBBLE whose reward update also takes the hypergradient's implicit term",
 }
-SAMPLERS = ("uniform", "disagreement")
 CURVATURES = ("fisher", "score", "identity", "none")
 UTILITIES = ("likelihood", "win-rate")
 
@@ -37,17 +41,21 @@ class RewardConfig:
     segment_length: int = 50
     """Steps of a segment that the teacher compares."""
     label_budget: int = 1000
-    """Labels that may be asked for in the whole run."""
+    """Queries that may be put to the teacher in the whole run; one that it skips counts."""
     labels_per_session: int = 100
-    """Labels asked for in one query session."""
+    """Queries in one session, before the schedule."""
+    schedule: str = "constant"
+    """How the queries of a session change over the run of T steps: constant, decreasing as (T − t)/T, or increasing as
+    T/(T − t + 1)."""
     session_interval: int = 20_000
     """Environment steps between two query sessions."""
     max_epochs: int = 50
-    """Epochs over all labels in one session, at most."""
+    """Epochs over all labels in one session, at most. SURF takes as many steps as these would, whatever the accuracy."""
     accuracy_target: float = 0.97
-    """A session's fit ends when the members' mean accuracy exceeds this."""
+    """A session's fit ends when the members' mean accuracy exceeds this. Not for SURF."""
     sampler: str = "disagreement"
-    """How queries are chosen after the first session (which is uniform): uniform or disagreement."""
+    """How queries are chosen after the first session (which is uniform): uniform, disagreement, entropy, k-center,
+    k-center-disagreement or k-center-entropy."""
     pool_episodes: int = 100
     """Queries are drawn from this many latest episodes."""
 
@@ -97,15 +105,19 @@ class TrainConfig:
     """One run."""
 
     env: str = "dm_control/walker-walk"
-    """Environment, dm_control/<domain>-<task>, metaworld/<task> or tabular/<task>."""
+    """Environment, dm_control/<domain>-<task>, metaworld/<task>, tabular/<task>, or <module>:<function> for your own."""
     algorithm: str = "a-parl"
-    """oracle, pebble or a-parl."""
+    """oracle, pebble, surf or a-parl."""
     preset: str = "cpu"
     """Where the numbers below started from: cpu or paper."""
     seed: int = 0
     """Of everything random in the run."""
     steps: int = 100_000
-    """Environment steps."""
+    """Environment steps, of all environments together."""
+    num_envs: int = 1
+    """Environments that step side by side, with one SAC update for each step of each."""
+    env_workers: int = 0
+    """Processes that the environments are spread over; 0: they are in the trainer's own. The numbers do not change."""
     random_steps: int = 1000
     """Steps with uniformly random actions at the start."""
     pretrain_steps: int = 9000
@@ -114,8 +126,6 @@ class TrainConfig:
     """Extra SAC updates after the critic is reset at the first session."""
     update_interval: int = 1
     """Environment steps per SAC update."""
-    entropy_references: int | None = None
-    """State-entropy exploration measures distances to this many random states of the replay; None for all."""
     replay_capacity: int = 1_000_000
     """Transitions kept."""
     eval_interval: int = 10_000
@@ -123,13 +133,21 @@ class TrainConfig:
     eval_episodes: int = 10
     """Episodes of one evaluation, with the mean action, on the true reward."""
     checkpoint_interval: int = 10_000
-    """Environment steps after which the next episode's end writes a checkpoint."""
+    """Environment steps between two checkpoints."""
     threads: int | None = None
     """Threads of torch; None leaves them as they are. Metrics repeat bit for bit only at the same number."""
+    label_source: str | None = None
+    """<module>:<function> that makes a label source of your own; None: the scripted teacher."""
+    bpref_compat: bool = False
+    """Repeat what B-Pref's code does where it differs from its own definitions: see `parl presets`."""
     sac: SACConfig = field(default_factory=SACConfig)
     """The lower level."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """The upper level."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """Who labels: a script that knows the true reward."""
+    surf: SurfConfig = field(default_factory=SurfConfig)
+    """What SURF adds to the upper level."""
     implicit: ImplicitConfig = field(default_factory=ImplicitConfig)
     """What A-PARL adds to it."""
 
@@ -137,6 +155,16 @@ class TrainConfig:
     def learns_reward(self) -> bool:
         """Whether the reward is learned from preferences."""
         return self.algorithm != "oracle"
+
+    @property
+    def query_margin(self) -> int:
+        """Steps at either end of a stored segment that the teacher does not see."""
+        return self.surf.crop if self.algorithm == "surf" else 0
+
+    @property
+    def query_length(self) -> int:
+        """Steps of a stored segment."""
+        return self.reward.segment_length + 2 * self.query_margin
 
     @property
     def first_session(self) -> int:
@@ -153,9 +181,14 @@ class TrainConfig:
             raise unknown_name("algorithm", self.algorithm, ALGORITHMS)
         if self.reward.sampler not in SAMPLERS:
             raise unknown_name("sampler", self.reward.sampler, SAMPLERS)
+        if self.reward.schedule not in SCHEDULES:
+            raise unknown_name("schedule", self.reward.schedule, SCHEDULES)
+        self.teacher.validate()
+        self.surf.validate()
         self.implicit.validate()
         positive = {
             "steps": self.steps,
+            "num_envs": self.num_envs,
             "random_steps": self.random_steps,
             "update_interval": self.update_interval,
             "replay_capacity": self.replay_capacity,
@@ -183,6 +216,7 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         not_negative = {
             "seed": self.seed,
+            "env_workers": self.env_workers,
             "pretrain_steps": self.pretrain_steps,
             "updates_after_reset": self.updates_after_reset,
             "sac.temperature_learning_rate": self.sac.temperature_learning_rate,
@@ -214,12 +248,14 @@ class TrainConfig:
         for name, number in at_most_one.items():
             if not 0 <= number <= 1:
                 raise ConfigError(f"{name} must lie in [0, 1], got {number}")
-        if self.entropy_references is not None and self.entropy_references < 10:
-            raise ConfigError(f"entropy_references must be at least 10, or None for all, got {self.entropy_references}")
         if self.random_steps < 10 or self.replay_capacity < 10:
             raise ConfigError(
                 f"random_steps and replay_capacity must be at least 10, got {self.random_steps} and "
                 f"{self.replay_capacity}"
+            )
+        if self.algorithm == "surf" and self.surf.crop >= self.reward.segment_length:
+            raise ConfigError(
+                f"surf.crop must be below reward.segment_length = {self.reward.segment_length}, got {self.surf.crop}"
             )
         if self.algorithm == "a-parl" and self.reward.pool_episodes < 2:
             raise ConfigError(

@@ -277,9 +277,9 @@ def _evenly(items: Tensor, number: int, generator: torch.Generator) -> Tensor:
 
 def _curvature_and_solver(config: ImplicitConfig, temperature: float) -> tuple[Curvature, Solver]:
     damping = config.damping_ratio * temperature
-    rtol, most = config.rtol, config.max_iterations
+    limits: dict[str, Any] = {"rtol": config.rtol, "max_iterations": config.max_iterations}
     if config.curvature == "identity":
-        return Identity(), CG(rtol, most)
+        return Identity(), CG(**limits)
     if config.curvature == "score":  # away from the optimum it is indefinite
-        return ScoreHessian("mean", temperature, damping), MINRES(rtol, most)
-    return Fisher(temperature, damping), CG(rtol, most)
+        return ScoreHessian("mean", temperature, damping), MINRES(**limits)
+    return Fisher(temperature, damping), CG(**limits)

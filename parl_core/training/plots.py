@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import RunFolderError
 from ..pictures import pyplot, save_picture
-from .config import ALGORITHMS, TrainConfig
-from .run_folder import RunFolder, mean_by_step, read_metrics
+from .config import ALGORITHMS
+from .run_folder import RunFolder, read_metrics
+from .statistics import aligned, bootstrap_iqm, interquartile_mean
 
 RATIO = "‖implicit‖ / ‖direct‖ before shortening"
-COLOURS = dict(zip(ALGORITHMS, ("#555555", "#1f77b4", "#d62728"), strict=True))
+SUCCESS = "success_rate"
+COLOURS = {"oracle": "#555555", "pebble": "#0072B2", "surf": "#009E73", "a-parl": "#D55E00"}
+"""Told apart by the colour-blind as well (Okabe and Ito 2008)."""
+
+Rows = Sequence[Mapping[str, float]]
+"""Of one metrics.csv; a column is left out of a row where it has no value."""
+Curves = defaultdict[str, defaultdict[str, list[Rows]]]
 
 
 def draw_run(path: Path, random_return: float | None = None) -> Path:
@@ -57,14 +65,12 @@ def draw_run(path: Path, random_return: float | None = None) -> Path:
 
 
 def draw_runs(paths: Sequence[Path], output: Path) -> Path:
-    """Draw the true return of several runs, a panel per environment: each run thin, the mean of an algorithm bold.
+    """Draw the curves of several runs; `draw_curves` says how.
 
     Raises:
         RunFolderError: a path is no run folder, or no run has an evaluation yet, or the picture cannot be written.
     """
-    groups: dict[str, dict[str, list[tuple[TrainConfig, list[dict[str, float]]]]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
+    curves: Curves = defaultdict(lambda: defaultdict(list))
     for path in paths:
         _, config = RunFolder.open(path)
         config.validate()
@@ -72,25 +78,57 @@ def draw_runs(paths: Sequence[Path], output: Path) -> Path:
         if not rows:
             print(f"parl: {path} has no evaluation yet and is left out", file=sys.stderr)
             continue
-        groups[config.env][config.algorithm].append((config, rows))
-    if not groups:
+        curves[config.env][config.algorithm].append(rows)
+    if not curves:
         raise RunFolderError("None of these runs has an evaluation yet")
-    figure, axes = pyplot().subplots(1, len(groups), figsize=(6 * len(groups), 4), squeeze=False)
-    for axis, (env, algorithms) in zip(axes.flat, sorted(groups.items()), strict=True):
-        for algorithm in sorted(algorithms):
-            runs = [rows for _, rows in algorithms[algorithm]]
-            colour = COLOURS[algorithm]
-            for rows in runs:
-                steps = [row["step"] for row in rows]
-                axis.plot(steps, [row["true_return"] for row in rows], color=colour, alpha=0.35, linewidth=1)
-            steps, means = mean_by_step(runs, "true_return")
-            seeds = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
-            axis.plot(steps, means, color=colour, linewidth=2.2, label=f"{algorithm} (mean of {seeds})")
-        axis.set_title(env, fontsize=10)
-        axis.set_xlabel("environment steps")
-        axis.set_ylabel("true return")
-        if min(row["true_return"] for runs in algorithms.values() for _, rows in runs for row in rows) >= 0:
-            axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+    return draw_curves(curves, output)
+
+
+def draw_curves(curves: Mapping[str, Mapping[str, Sequence[Rows]]], output: Path) -> Path:
+    """A column per environment: the true return and, where one is reported, the success rate below it.
+
+    Every run is a thin line; the interquartile mean of an algorithm's runs is a bold one with its 95% bootstrap band, at
+    the steps that all of them have.
+
+    Args:
+        curves: environment -> algorithm -> the rows of each run's metrics.csv.
+    """
+    panels = [("true_return", "true return")]
+    if any(SUCCESS in row for runs in curves.values() for rows in runs.values() for run in rows for row in run):
+        panels.append((SUCCESS, "success rate"))
+    figure, axes = pyplot().subplots(
+        len(panels), len(curves), figsize=(6 * len(curves), 3.8 * len(panels)), squeeze=False, layout="constrained"
+    )
+    for place, (env, algorithms) in enumerate(sorted(curves.items())):
+        axes[0, place].set_title(env, fontsize=10)
+        for axis, (column, name) in zip(axes[:, place], panels, strict=True):
+            for algorithm in sorted(algorithms, key=list(ALGORITHMS).index):
+                _draw_algorithm(axis, algorithm, algorithms[algorithm], column)
+            axis.set_xlabel("environment steps")
+            axis.set_ylabel(name)
+            axis.grid(alpha=0.3)
+            if axis.has_data():
+                axis.legend(fontsize=8)
+                if axis.dataLim.y0 >= 0:
+                    axis.set_ylim(bottom=0)
+            else:
+                axis.set_visible(False)
     return save_picture(figure, output)
+
+
+def _draw_algorithm(axis: Any, algorithm: str, runs: Sequence[Rows], column: str) -> None:
+    colour = COLOURS[algorithm]
+    runs = [rows for rows in runs if any(column in row for row in rows)]
+    if not runs:
+        return
+    label = algorithm if len(runs) == 1 else f"{algorithm} (IQM of {len(runs)} runs)"
+    steps, values = aligned(runs, column)
+    if len(runs) > 1:
+        for rows in runs:
+            shown = [row for row in rows if column in row]
+            axis.plot(
+                [row["step"] for row in shown], [row[column] for row in shown], color=colour, alpha=0.3, linewidth=0.8
+            )
+        band = bootstrap_iqm([values])
+        axis.fill_between(steps, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
+    axis.plot(steps, interquartile_mean(values), color=colour, linewidth=2.2 if len(runs) > 1 else 1.2, label=label)

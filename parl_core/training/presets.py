@@ -10,6 +10,12 @@ from ..rl.sac import SACConfig
 from .config import RewardConfig, TrainConfig
 
 PRESETS = ("cpu", "paper")
+PUBLISHED_LABELS = {
+    "dm_control/walker-walk": {100: 10, 500: 50, 1000: 100},
+    "metaworld/door-open": {1000: 10, 4000: 50},
+    "metaworld/button-press": {10_000: 50, 20_000: 100},
+}
+"""Labels in all, and in one session, of the published runs; the last is what `paper` takes."""
 
 
 def preset(env: str, algorithm: str, name: str) -> TrainConfig:
@@ -28,9 +34,11 @@ def preset(env: str, algorithm: str, name: str) -> TrainConfig:
         raise unknown_name("preset", name, PRESETS)
     if family == "tabular":
         config = _tabular(config, env)
-    if env == "metaworld/button-press" and name == "paper":
-        reward = replace(config.reward, label_budget=20_000, labels_per_session=100)
-        config = replace(config, reward=reward)
+    if env in PUBLISHED_LABELS and name == "paper":
+        labels, per_session = list(PUBLISHED_LABELS[env].items())[-1]
+        config = replace(config, reward=replace(config.reward, label_budget=labels, labels_per_session=per_session))
+    if algorithm == "surf":
+        config = _surf(config, family, name)
     if algorithm == "oracle":
         config = replace(config, random_steps=5000 if name == "paper" else config.random_steps, pretrain_steps=0)
         if env == "dm_control/walker-walk" and name == "paper":
@@ -63,13 +71,30 @@ def _paper_metaworld() -> TrainConfig:
     )
 
 
+def _surf(config: TrainConfig, family: str, name: str) -> TrainConfig:
+    """What SURF changes: steps on labelled and pseudo-labelled pairs instead of epochs up to an accuracy."""
+    if name == "paper":
+        max_epochs, inv_label_ratio = (20, 10) if family == "metaworld" else (1000, 100)
+        return replace(
+            config,
+            reward=replace(config.reward, max_epochs=max_epochs),
+            surf=replace(config.surf, inv_label_ratio=inv_label_ratio),
+        )
+    # A published session of 1000 labels is 7800 steps of 640 pairs each, about an hour of one core. Smaller batches make
+    # more steps of as many pairs.
+    return replace(
+        config,
+        reward=replace(config.reward, max_epochs=10, batch_size=32, learning_rate=1e-3),
+        surf=replace(config.surf, unlabelled_batch_ratio=2),
+    )
+
+
 def _cpu_dm_control() -> TrainConfig:
     return TrainConfig(
         steps=300_000,
         threads=1,
         random_steps=1000,
         pretrain_steps=3000,
-        entropy_references=2000,
         eval_interval=5000,
         eval_episodes=5,
         sac=_sac((128, 128), 128, 1e-3),
@@ -89,7 +114,6 @@ def _cpu_metaworld() -> TrainConfig:
         threads=1,
         random_steps=1000,
         pretrain_steps=4000,
-        entropy_references=2000,
         eval_interval=5000,
         eval_episodes=5,
         sac=_sac((128, 128), 128, 1e-3),
@@ -120,7 +144,6 @@ def _tabular(config: TrainConfig, env: str) -> TrainConfig:
         steps=30_000,
         random_steps=1000,
         pretrain_steps=1000,
-        entropy_references=2000,
         eval_interval=2500,
         eval_episodes=50,
         checkpoint_interval=2500,

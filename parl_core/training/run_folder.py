@@ -1,4 +1,13 @@
-"""The folder of one run: config.json, metrics.csv, checkpoint.safetensors, TensorBoard events, curve.png, summary.json."""
+"""The folder of one run.
+
+config.json        every number that the run depends on
+environment.json   commit, versions and processor, once for each time that the run was begun or taken up again
+metrics.csv        a row for every evaluation
+checkpoint/        the latest checkpoint (see `checkpoint.py`)
+events.out.*       TensorBoard's
+curve.png          the returns, at the end
+summary.json       the first and last of them, at the end
+"""
 
 from __future__ import annotations
 
@@ -6,13 +15,14 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, RunFolderError
 from ..files import write_atomically
-from .checkpoint import load_checkpoint, save_checkpoint
+from ..provenance import describe_environment, version
+from .checkpoint import MANIFEST, load_checkpoint, save_checkpoint
 from .config import TrainConfig, from_dict, to_dict
 
 COLUMNS = (
@@ -21,10 +31,13 @@ COLUMNS = (
     "true_return_std",
     "success_rate",
     "labels",
+    "queries",
     "episodes",
     "reward_accuracy",
+    "fresh_accuracy",
     "reward_loss",
     "implicit_to_direct",
+    "implicit_signal",
     "solver_iterations",
     "solver_residual",
     "unconverged_solves",
@@ -32,6 +45,9 @@ COLUMNS = (
     "critic_loss",
 )
 """Of metrics.csv, one row per evaluation; a cell is empty where the quantity does not exist."""
+
+SIMULATORS = ("gymnasium", "mujoco", "dm_control", "metaworld")
+"""Packages whose versions decide what an environment does."""
 
 Row = dict[str, float | int | None]
 
@@ -52,7 +68,8 @@ class RunFolder:
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            occupied = any(path.iterdir())
+            # A kill before the config was complete leaves no more than a part of it.
+            occupied = any(entry.name != "config.json.partial" for entry in path.iterdir())
         except OSError as error:
             raise RunFolderError(f"Cannot make the run folder {path}: {error.strerror or error}") from error
         if occupied:
@@ -81,8 +98,8 @@ class RunFolder:
 
     @property
     def checkpoint_path(self) -> Path:
-        """Where the checkpoint is, if there is one."""
-        return self.path / "checkpoint.safetensors"
+        """The file that is there if, and only if, there is a checkpoint."""
+        return self.path / "checkpoint" / MANIFEST
 
     def add_row(self, row: Mapping[str, float | int | None]) -> None:
         """Append one evaluation to metrics.csv."""
@@ -92,13 +109,29 @@ class RunFolder:
         self.rows.append({name: row.get(name) for name in COLUMNS})
         self._write_rows()
 
-    def save(self, state: Mapping[str, Any]) -> None:
-        """Write the checkpoint, the rows so far included."""
-        save_checkpoint(self.checkpoint_path, {"rows": self.rows, **state})
+    def save(self, state: Mapping[str, Any], step: int | None = None) -> None:
+        """Replace the checkpoint, the rows so far included; `step` is noted in its manifest."""
+        save_checkpoint(self.checkpoint_path.parent, {"rows": self.rows, **state}, step=step)
 
     def load(self) -> dict[str, Any]:
         """Read the checkpoint; changes nothing on disk."""
-        return load_checkpoint(self.checkpoint_path)
+        return load_checkpoint(self.checkpoint_path.parent)
+
+    def add_sitting(self, step: int) -> None:
+        """Note in environment.json where and with what the run is begun, or gone on with, at `step`.
+
+        Raises:
+            RunFolderError: the file cannot be read or written.
+        """
+        path = self.path / "environment.json"
+        try:
+            sittings = json.loads(path.read_text())["sittings"] if path.exists() else []
+            sittings.append({"step": step, **describe_environment(), **{name: version(name) for name in SIMULATORS}})
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunFolderError(f"{path} is not as parl train writes it: remove it to go on without it") from error
+        self.write_json(path.name, {"sittings": sittings})
 
     def set_rows(self, rows: list[Row]) -> None:
         """Make metrics.csv hold these rows, as when a run goes back to its last checkpoint."""
@@ -166,10 +199,3 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         if not {"step", "true_return"} <= row.keys():
             raise RunFolderError(f"{file} must hold step and true_return in every row, but row {number} does not")
     return table
-
-
-def mean_by_step(runs: Sequence[list[dict[str, float]]], column: str) -> tuple[list[float], list[float]]:
-    """Steps that all runs have, with the mean of a column over the runs."""
-    tables = [{row["step"]: row[column] for row in rows if column in row} for rows in runs]
-    steps = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
-    return steps, [sum(table[step] for table in tables) / len(tables) for step in steps]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,35 @@ import torch
 from rich.console import Console
 
 from ..envs import make_env
+from ..envs.own import load_function
+from ..envs.vector import make_environments
 from ..errors import ConfigError, Interrupted, RunFolderError, import_extra
+from ..preference.label_sources import LabelSource
 from ..rl.rollout import Evaluation
 from .config import TrainConfig, flatten, from_dict, to_dict
 from .display import Display, summary_table
 from .plots import draw_run
+from .profile import profile_table
 from .run_folder import RunFolder
-from .trainer import EpisodeEnded, Evaluated, Event, SessionEnded, Trainer, seeds
+from .trainer import EpisodeEnded, Evaluated, Event, Ticked, Trainer, env_seeds, seeds
+from .upper_level import SessionEnded
 
 
-def train(config: TrainConfig, path: Path, console: Console) -> RunFolder:
+@dataclass(frozen=True)
+class Options:
+    """What a run is given beside its numbers; none of it is kept in the run folder."""
+
+    environment: Callable[[int], Any] | None = None
+    """Makes your own environment from a seed, in place of the one that `TrainConfig.env` names."""
+    label_source: LabelSource | None = None
+    """Labels, in place of the scripted teacher or of what `TrainConfig.label_source` names."""
+    profile: bool = False
+    """Print where the time went."""
+    notice: Callable[[Event], None] | None = None
+    """Is told of every event, after it has been written down."""
+
+
+def train(config: TrainConfig, path: Path, console: Console, options: Options = Options()) -> RunFolder:
     """Train anew into the empty or new folder `path`.
 
     Raises:
@@ -32,13 +52,15 @@ def train(config: TrainConfig, path: Path, console: Console) -> RunFolder:
     """
     config.validate()
     _require_extras()
-    with _trainer(config) as trainer:
+    with _trainer(config, options) as trainer:
         folder = RunFolder.create(path, config)
-        return _begin(trainer, folder, console)
+        return _begin(trainer, folder, console, options)
 
 
-def resume(path: Path, steps: int | None, console: Console) -> RunFolder:
+def resume(path: Path, steps: int | None, console: Console, options: Options = Options()) -> RunFolder:
     """Go on with the run in `path` from its last checkpoint (from the start if it has none), to `steps` if given.
+
+    The options must be those that the run was begun with.
 
     Raises:
         ParlError: no run folder, a damaged checkpoint, changed settings, or nothing left to do.
@@ -50,12 +72,12 @@ def resume(path: Path, steps: int | None, console: Console) -> RunFolder:
     config.validate()
     _require_extras()
     if not folder.checkpoint_path.exists():
-        with _trainer(config) as trainer:
+        with _trainer(config, options) as trainer:
             aside = folder.set_aside_rows()
             kept = f"; its evaluations so far are in {aside}" if aside else ""
             _say(console, f"{path} has no checkpoint: the run begins anew{kept}")
             folder.write_json("config.json", to_dict(config))
-            return _begin(trainer, folder, console)
+            return _begin(trainer, folder, console, options)
     state = folder.load()
     _refuse_changes(from_dict(state["config"]), config, path)
     random = Evaluation(**{**state["random"], "returns": tuple(state["random"]["returns"])})
@@ -66,18 +88,18 @@ def resume(path: Path, steps: int | None, console: Console) -> RunFolder:
         raise ConfigError(
             f"The run in {path} has done all its {state['trainer']['step']} steps: give a larger --steps to go on"
         )
-    with _trainer(config) as trainer:
+    with _trainer(config, options) as trainer:
         trainer.load_state_dict(state["trainer"])
         folder.set_rows(state["rows"])
         folder.write_json("config.json", to_dict(config))
         _say(console, f"{config.algorithm} on {config.env} goes on at step {trainer.step} in {path}")
-        return _run(trainer, folder, random, console)
+        return _run(trainer, folder, random, console, options)
 
 
-def _begin(trainer: Trainer, folder: RunFolder, console: Console) -> RunFolder:
+def _begin(trainer: Trainer, folder: RunFolder, console: Console, options: Options) -> RunFolder:
     config = trainer.config
     _say(console, f"{config.algorithm} on {config.env}, preset {config.preset}, seed {config.seed} → {folder.path}")
-    return _run(trainer, folder, trainer.evaluate_random_policy(), console)
+    return _run(trainer, folder, trainer.evaluate_random_policy(), console, options)
 
 
 def _say(console: Console, line: str) -> None:
@@ -102,47 +124,63 @@ def _refuse_changes(before: TrainConfig, now: TrainConfig, path: Path) -> None:
 
 
 @contextmanager
-def _trainer(config: TrainConfig) -> Iterator[Trainer]:
+def _trainer(config: TrainConfig, options: Options) -> Iterator[Trainer]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    seed = seeds(config.seed)
-    env = make_env(config.env, seed["env"])
-    eval_env = make_env(config.env, seed["eval_env"])
+    source = options.label_source
+    if source is None and config.label_source is not None:
+        source = load_function(config.label_source, "label source")()
+    task = config.env if options.environment is None else options.environment
+    eval_env = make_env(task, seeds(config.seed)["eval_env"])
     try:
-        yield Trainer(config, env, eval_env)
+        envs = make_environments(task, env_seeds(config.seed, config.num_envs), config.env_workers)
+        try:
+            yield Trainer(config, envs, eval_env, source)
+        finally:
+            envs.close()
     finally:
-        env.close()
         eval_env.close()
 
 
-def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Console) -> RunFolder:
-    config = trainer.config
-    saved_at = trainer.step
+def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Console, options: Options) -> RunFolder:
+    config, profile = trainer.config, trainer.profile
+    folder.add_sitting(trainer.step)
+    saved_at, start, first_step = trainer.step, time.perf_counter(), trainer.step
 
     def save() -> None:
         nonlocal saved_at
-        folder.save({"config": to_dict(config), "trainer": trainer.state_dict(), "random": vars(random)})
+        with profile.section("checkpoints"):
+            state = {"config": to_dict(config), "trainer": trainer.state_dict(), "random": vars(random)}
+            folder.save(state, trainer.step)
         saved_at = trainer.step
 
     with Display(config, console) as display, _TensorBoard(folder.path, trainer.step) as board, _CtrlC() as ctrl_c:
         display.start_at(trainer.step)
         try:
             for event in trainer.run():
-                display.show(event)
-                board.log(event)
-                if isinstance(event, Evaluated):
-                    folder.add_row(event.row)
-                elif isinstance(event, EpisodeEnded) and (
-                    event.step - saved_at >= config.checkpoint_interval or event.step == config.steps
+                with profile.section("logging"):
+                    display.show(event)
+                    board.log(event)
+                    if isinstance(event, Evaluated):
+                        folder.add_row(event.row)
+                # Only here does the trainer's state hold everything.
+                if isinstance(event, Ticked) and (
+                    event.step - saved_at >= config.checkpoint_interval or event.step >= config.steps
                 ):
                     save()
+                if options.notice:
+                    options.notice(event)
                 ctrl_c.check()
         except KeyboardInterrupt as error:
             at = f"the last checkpoint is at step {saved_at}" if saved_at else "before the first checkpoint"
             raise Interrupted(
                 f"Stopped at step {trainer.step}, {at}; go on with: parl train --resume {folder.path}"
             ) from error
-    return _close(folder, random, console)
+    seconds = time.perf_counter() - start
+    _close(folder, random, console)
+    if options.profile:
+        console.print(profile_table(profile.seconds, seconds, trainer.step - first_step))
+    return folder
 
 
 def _close(folder: RunFolder, random: Evaluation, console: Console) -> RunFolder:

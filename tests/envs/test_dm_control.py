@@ -1,6 +1,6 @@
 """DM Control through the interface, against the suite itself."""
 
-import json
+import copy
 
 import numpy as np
 import pytest
@@ -98,20 +98,129 @@ def test_seeds_decide():
     assert not np.array_equal(other.reset(), one[0])
 
 
-@pytest.mark.parametrize("task", ["walker-walk", "cartpole-swingup"])
-def test_rng_state_round_trips_through_json(task):
+# One of each domain, the one with most to remember: targets in the model, attributes of the task, drawn stiffness.
+STATEFUL = [
+    "acrobot-swingup",
+    "ball_in_cup-catch",
+    "cartpole-swingup",
+    "cheetah-run",
+    "dog-fetch",
+    "finger-turn_hard",
+    "fish-swim",
+    "hopper-hop",
+    "humanoid-run",
+    "humanoid_CMU-stand",
+    "lqr-lqr_6_2",
+    "manipulator-insert_peg",
+    "pendulum-swingup",
+    "point_mass-hard",
+    "quadruped-fetch",
+    "reacher-hard",
+    "stacker-stack_4",
+    "swimmer-swimmer6",
+    "walker-walk",
+]
+
+
+def _seen(env):
+    """What the task tells of the present state: observation, reward, termination."""
+    task, physics = env._environment.task, env._environment.physics
+    return (
+        env._flatten(task.get_observation(physics)).tobytes(),
+        task.get_reward(physics),
+        task.get_termination(physics),
+    )
+
+
+def _go_on(env, count):
+    """Bytes of everything that the following steps and the next episode give."""
+    steps = [env.step(action) for action in _actions(env, count, seed=1)]
+    given = [(step.observation.tobytes(), step.reward, step[2:]) for step in steps]
+    first, observations, rewards = _episode(env, 3)
+    return [*given, first.tobytes(), observations.tobytes(), rewards]
+
+
+@pytest.mark.parametrize("task", STATEFUL)
+def test_state_repeats_steps_and_resets_in_another_instance(task):
     env = _make(task, 1)
-    _episode(env, 5)
+    _episode(env, 30)
     env._environment.task.random.randn()  # normals are made in pairs; the other one is state too
-    state = json.loads(json.dumps(env.rng_state()))
-    expected = [_episode(env, 5) for _ in range(2)]
-    for target in (env, _make(task, 99)):
-        target.set_rng_state(state)
-        for episode in expected:
-            for left, right in zip(_episode(target, 5), episode, strict=True):
-                np.testing.assert_array_equal(left, right)
-    with pytest.raises(ValueError, match="state must come from rng_state"):
-        env.set_rng_state({"bit_generator": "PCG64"})
+    state, seen = env.state(), _seen(env)
+    expected = _go_on(env, 30)
+    other = _make(task, 99)
+    other.set_state(state)  # never reset before
+    assert _seen(other) == seen
+    assert _go_on(other, 30) == expected
+    env.set_state(state)  # an episode further on
+    assert _go_on(env, 30) == expected
+
+
+def test_state_before_the_first_reset_and_at_an_end():
+    env, other = _make("walker-walk", 1), _make("walker-walk", 2)
+    other.reset()
+    other.set_state(env.state())
+    with pytest.raises(RuntimeError, match="call reset first"):
+        other.step(np.zeros(6))
+    np.testing.assert_array_equal(other.reset(), env.reset())
+    for _ in range(1000):
+        env.step(np.zeros(6))
+    other.set_state(env.state())
+    with pytest.raises(RuntimeError, match="ended after 1000 steps"):
+        other.step(np.zeros(6))
+    np.testing.assert_array_equal(other.reset(), env.reset())
+
+
+def test_the_time_limit_counts_from_the_start_of_the_episode():
+    env, other = _make("walker-walk", 1), _make("walker-walk", 2)
+    env.reset()
+    for _ in range(999):
+        env.step(np.zeros(6))
+    other.set_state(env.state())
+    assert other.step(np.zeros(6)).truncated
+
+
+def test_a_state_is_a_copy_and_holds_only_what_can_be_stored():
+    env = _make("point_mass-hard", 1)
+    env.reset()
+    state = env.state()
+    copied = copy.deepcopy(state)
+    _episode(env, 5)
+    np.testing.assert_equal(state, copied)
+
+    def check(value):
+        if isinstance(value, dict):
+            return all(isinstance(key, str) and check(inner) for key, inner in value.items())
+        return value is None or isinstance(value, np.ndarray | bool | int | float | str)
+
+    assert check(state)
+
+
+def test_a_state_of_another_task_or_a_broken_one_is_refused():
+    env = _make("walker-walk", 1)
+    env.reset()
+    state = env.state()
+    with pytest.raises(ValueError, match="dm_control/walker-run: it is one of dm_control/walker-walk"):
+        _make("walker-run", 1).set_state(state)
+    simulator = state["simulator"]
+    for changes, message in (
+        ({"physics": simulator["physics"][1:]}, r"the simulation's state must have shape \(91,\), got \(90,\)"),
+        ({"model": {"body_pos": np.zeros(3)}}, r"the model has no body_pos of shape \(3,\)"),
+        ({"random": {"bit_generator": "PCG64"}}, "must come from state"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            env.set_state({**state, "simulator": {**simulator, **changes}})
+    with pytest.raises(ValueError, match="'model' is missing"):
+        env.set_state({**state, "simulator": {}})
+    with pytest.raises(RuntimeError, match="call reset first"):
+        env.step(np.zeros(6))
+
+
+def test_what_cannot_be_saved_is_named():
+    env = _make("walker-walk", 1)
+    env.reset()
+    env._environment.task.helper = object()
+    with pytest.raises(ParlError, match=r"PlanarWalker.helper has changed and is a object, which cannot be saved"):
+        env.state()
 
 
 def test_a_simulation_that_breaks_down_says_where():

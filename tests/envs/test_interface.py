@@ -17,11 +17,11 @@ class Counter(Environment):
         self.seen = []
         self.generator = np.random.default_rng(0)
 
-    def rng_state(self):
-        return self.generator.bit_generator.state
+    def _state(self):
+        return {"random": self.generator.bit_generator.state}
 
-    def _set_rng_state(self, state):
-        self.generator.bit_generator.state = state
+    def _set_state(self, state):
+        self.generator.bit_generator.state = state["random"]
 
     def _reset(self):
         return self.planted.get("reset", self.generator.uniform(size=2).astype(np.float32))
@@ -119,13 +119,35 @@ def test_what_reset_returns_must_be_finite_and_of_the_right_size():
         Counter(planted={"reset": np.zeros(3, np.float32)}).reset()
 
 
-def test_restoring_the_random_numbers_ends_the_episode():
+def test_state_holds_the_episode_and_how_far_it_is():
     env = Counter()
-    state = env.rng_state()
-    first = env.reset()
-    env.set_rng_state(state)
+    env.reset()
+    env.step([0.0, 0.0])
+    state = env.state()
+    env.step([0.0, 0.0])
+    following = env.reset()
+    env.set_state(state)
+    assert [env.step([0.0, 0.0]).truncated for _ in range(2)] == [False, True]
+    np.testing.assert_array_equal(env.reset(), following)
+    other = Counter()
+    other.set_state(Counter().state())
+    with pytest.raises(RuntimeError, match="call reset first"):
+        other.step([0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "test/other"}, "it is one of test/other"),
+        ({"simulator": {}}, "'random' is missing"),
+        ({"simulator": {"random": {"bit_generator": "MT19937"}}}, ""),
+        ({"num_steps": None}, ""),
+    ],
+)
+def test_a_foreign_state_is_refused_and_leaves_no_episode(changes, message):
+    env = Counter()
+    env.reset()
+    with pytest.raises(ValueError, match=rf"state must come from state\(\) of test/counter: .*{message}"):
+        env.set_state({**env.state(), **changes})
     with pytest.raises(RuntimeError, match="call reset first"):
         env.step([0.0, 0.0])
-    np.testing.assert_array_equal(env.reset(), first)
-    with pytest.raises(ValueError, match=r"state must come from rng_state\(\) of test/counter"):
-        env.set_rng_state({"bit_generator": "MT19937"})

@@ -31,7 +31,7 @@ def test_names_hold_every_task_of_both_simulators_and_the_tabular_ones():
         ("tabular/four_rooms", "did you mean tabular/four-rooms"),
         ("four-rooms", "did you mean tabular/four-rooms"),
         ("tabluar/rand-mdp", "did you mean tabular/rand-mdp"),
-        ("atari/pong", "known: dm_control/<domain>-<task>, metaworld/<task>, tabular/<task>"),
+        ("atari/pong", "known: <module>:<function>, dm_control/<domain>-<task>, metaworld/<task>, tabular/<task>"),
     ],
 )
 def test_unknown_names_offer_near_misses(name, offered):

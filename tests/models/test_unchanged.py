@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parl_core.models.unchanged import change_of
+from parl_core.models.unchanged import change_of, params_of, parts
 
 
 def _network() -> nn.Sequential:
@@ -55,3 +55,26 @@ def test_a_hook_on_all_modules_is_a_change_of_each() -> None:
     finally:
         handle.remove()
     assert change_of(_network(), "the network") is None
+
+
+def test_parts_and_parameters_come_in_the_order_of_torch() -> None:
+    network = nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.Tanh()), nn.Linear(3, 3, bias=False), nn.Identity())
+    network.register_module("absent", None)
+    assert parts(network) == list(network.modules())
+    assert all(a is b for a, b in zip(params_of(network), network.parameters(), strict=True))
+
+
+def test_a_method_replaced_by_another_name_of_the_class_is_a_change() -> None:
+    """Of any class, also one that is seen for the first time after others were looked at."""
+
+    class Scaled(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.scale(inputs)
+
+        def scale(self, inputs: Tensor) -> Tensor:
+            return 2 * inputs
+
+    network = nn.Sequential(Scaled())
+    assert change_of(network, "the network") is None
+    network[0].scale = torch.sin
+    assert change_of(network, "the network") == "'0' has a scale of its own"

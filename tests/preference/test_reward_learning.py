@@ -11,15 +11,8 @@ import torch.nn.functional as F
 
 from parl_core.errors import NonFiniteError
 from parl_core.models.rewards import RewardEnsemble
-from parl_core.ops import backend
-from parl_core.preference.reward_learning import (
-    PreferenceDataset,
-    RewardLearner,
-    _native_gradient,
-    _reference_gradient,
-)
+from parl_core.preference.reward_learning import PreferenceDataset, RewardLearner, in_order
 from parl_core.preference.samplers import Queries
-from parl_core.preference.teachers import OracleTeacher
 from parl_core.rl.rollout import Segments
 
 LENGTH = 5
@@ -43,7 +36,8 @@ def make_dataset(num: int = 40, capacity: int = 100) -> PreferenceDataset:
     queries = make_queries(num)
     for first, second in zip(queries.first, queries.second, strict=True):
         second[3] = first[3]
-    dataset.append(queries, OracleTeacher().label(queries.first.true_rewards, queries.second.true_rewards))
+    margin = queries.second.true_rewards.double().sum(1) - queries.first.true_rewards.double().sum(1)
+    dataset.append(queries, (0.5 + 0.5 * margin.sign()).float())
     return dataset
 
 
@@ -222,96 +216,28 @@ def test_a_fit_on_a_gpu_is_that_on_the_cpu(device):
     assert recent.labels.device.type == recent.first.offsets.device.type == device.type
 
 
-# Blocks of 128 rows: several pairs in one, one pair, and a pair that is longer than a block.
-@pytest.mark.parametrize(("length", "pairs"), [(1, 40), (5, 30), (50, 7), (64, 5), (100, 3)])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_native_gradient_is_that_of_torch(isa, length, pairs, threads):
-    generator = torch.Generator().manual_seed(length)
-    before = torch.get_default_dtype(), torch.get_num_threads()
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(threads)
-    try:
-        dataset = PreferenceDataset(pairs + 3, length, obs_dim=3, act_dim=2)
-        first, second = (
-            Segments(*(torch.randn(pairs, length, size, generator=generator) for size in (3, 2)), torch.zeros(pairs))
-            for _ in range(2)
-        )
-        labels = torch.rand(pairs, generator=generator)
-        labels[:2] = 0.5
-        dataset.append(Queries(first, second), labels)
-        torch.manual_seed(1)
-        ensemble = RewardEnsemble(3, 2, (90, 70), members=3)
-        indices = torch.randint(pairs, (3, 2 * pairs), generator=generator)
-        loss, correct, gradients = _native_gradient(ensemble, dataset, indices)
-        expected_loss, expected_correct, expected = _reference_gradient(ensemble, dataset, indices)
-    finally:
-        torch.set_default_dtype(before[0])
-        torch.set_num_threads(before[1])
-    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-12)
-    assert correct == expected_correct
-    for one, other in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-13 * max(1.0, float(other.abs().max())))
+def test_equal_labels_count_as_class_0_in_compat():
+    """Logits 1, −1, 0 under labels 0, ½, 1, by hand."""
+    logits = torch.tensor([1.0, -1.0, 0.0] * 3)
+    labels = torch.tensor([0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 1.0, 1.0, 1.0])
+    order = in_order(logits, labels)
+    assert order.tolist() == [False, True, False, False, False, False, True, False, False]
+    compat = in_order(logits, labels, bpref_compat=True)
+    assert compat.tolist() == [False, True, True, False, True, True, True, False, False]
 
-
-def test_the_native_gradient_leaves_what_it_does_not_know_to_torch(monkeypatch):
-    native = pytest.importorskip("parl_core._native")
-    dataset, learner = make_dataset(10), make_learner()
-    monkeypatch.setattr(native, "ensemble_preference_gradient", lambda *_: pytest.fail("the native pass was taken"))
-    with backend("reference"):
-        learner.fit(dataset, max_epochs=1)
-    learner.ensemble.layers[0].register_forward_hook(lambda module, inputs, output: output)
-    learner.fit(dataset, max_epochs=1)
-
-
-class Doubled(RewardEnsemble):
-    def member_rewards(self, observations, actions):
-        return 2.0 * super().member_rewards(observations, actions)
-
-
-class Scaled(RewardEnsemble):
-    def __init__(self, *sizes):
-        super().__init__(*sizes)
-        self.scale = torch.nn.Parameter(torch.tensor(0.7))
-
-    def member_rewards(self, observations, actions):
-        return self.scale * super().member_rewards(observations, actions)
-
-
-def replaced(ensemble):
-    original = ensemble.member_rewards
-    ensemble.member_rewards = lambda observations, actions: 3.0 * original(observations, actions)
-
-
-def hooked(ensemble):
-    next(ensemble.parameters()).register_hook(lambda gradient: -gradient)
-
-
-@pytest.mark.parametrize(
-    ("kind", "change"),
-    [(Doubled, None), (Scaled, None), (RewardEnsemble, replaced), (RewardEnsemble, hooked)],
-    ids=["subclass", "parameter", "replaced", "hook"],
-)
-def test_the_gradient_is_that_of_the_ensemble_as_it_is(kind, change):
-    torch.manual_seed(0)
-    ensemble = kind(3, 2, (8,))
-    if change is not None:
-        change(ensemble)
-    dataset = PreferenceDataset(10, 4, 3, 2)
-    dataset._segments.normal_()
-    dataset._labels.bernoulli_()
-    dataset._size = 10
-    indices = torch.arange(10).expand(3, -1)
-    found = _native_gradient(ensemble, dataset, indices)
-    expected = _reference_gradient(ensemble, dataset, indices)
-    torch.testing.assert_close(found, expected)
-
-
-def test_a_frozen_layer_is_refused_as_in_torch():
-    ensemble = RewardEnsemble(3, 2, (8,))
-    ensemble.layers[0].requires_grad_(False)
-    dataset = PreferenceDataset(10, 4, 3, 2)
-    dataset._segments.normal_()
-    dataset._labels.zero_()
-    dataset._size = 10
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        _native_gradient(ensemble, dataset, torch.arange(10).expand(3, -1))
+    dataset = make_dataset(8)
+    dataset.labels[:] = 0.5
+    found = []
+    for bpref_compat in (False, True):
+        learner = make_learner(batch_size=8)
+        learner.bpref_compat = bpref_compat
+        ensemble, pairs = copy.deepcopy(learner.ensemble), dataset.recent(8)
+        found.append(learner.fit(dataset, max_epochs=1))
+    with torch.no_grad():
+        returns = [
+            ensemble.member_rewards(side.observations, side.actions).unflatten(1, (8, LENGTH)).sum(-1)
+            for side in (pairs.first, pairs.second)
+        ]
+    first = int((returns[0] >= returns[1]).sum())
+    assert math.isnan(found[0].accuracy) and found[1].accuracy == pytest.approx(first / 24)
+    assert found[0].loss == found[1].loss

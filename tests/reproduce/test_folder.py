@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -14,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parl_core import provenance
 from parl_core.errors import ConfigError, RunFolderError
-from parl_core.reproduce import environment
 from parl_core.reproduce.csv_files import plain_rows, read_csv, write_csv
 from parl_core.reproduce.folder import StudyFolder, read_record, read_results
 from parl_core.workers import Finished
 from tests.reproduce.tiny import Tiny
 
 HERE = {
-    **environment.describe_environment(),
+    **provenance.describe_environment(),
     "commit": "c0",
     "dirty": False,
     "command": "parl reproduce tiny",
@@ -116,7 +115,7 @@ def test_every_sitting_that_did_a_task_is_recorded_and_no_other(tmp_path):
         ("one", 1, 3, 30.0),
     ]
     assert sittings[1].environment["commit"] is sittings[1].environment["dirty"] is None
-    assert set(sittings[0].environment) == environment.FACTS
+    assert set(sittings[0].environment) == provenance.FACTS
     assert rows == {"kind": 6}
     assert json.loads((tmp_path / "environment.json").read_text())["task_seconds"] == 12.0
     assert [row["seed"] for row in read_csv(tmp_path / "kind.csv")] == list(range(6))
@@ -255,47 +254,3 @@ def test_a_record_of_another_shape_is_told_in_one_sentence(tmp_path, change):
         (tmp_path / "environment.json").write_text(json.dumps(data))
         with pytest.raises(RunFolderError, match=r"environment\.json is not as this parl reproduce writes it: remove"):
             read_results(tmp_path)
-
-
-def test_the_processor_is_named_wherever_it_can_be(tmp_path, monkeypatch):
-    cpuinfo = tmp_path / "cpuinfo"
-    monkeypatch.setattr(environment, "_CPUINFO", cpuinfo)
-    monkeypatch.setattr("platform.system", lambda: "Linux")
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert environment.describe_environment()["cpu"] == "aarch64"
-    cpuinfo.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
-    assert environment.describe_environment()["cpu"] == "aarch64"
-    cpuinfo.write_text("processor\t: 0\nmodel name\t: Fast CPU @ 2 GHz\nmodel name\t: Other\n")
-    assert environment.describe_environment()["cpu"] == "Fast CPU @ 2 GHz"
-    monkeypatch.setattr("platform.system", lambda: "Darwin")
-    sysctl = tmp_path / "bin" / "sysctl"
-    sysctl.parent.mkdir()
-    sysctl.write_text('#!/bin/sh\ntest "$*" = "-n machdep.cpu.brand_string" && echo "Apple M9"\n')
-    sysctl.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{sysctl.parent}:{os.environ['PATH']}")
-    assert environment.describe_environment()["cpu"] == "Apple M9"
-
-
-def test_the_commit_is_that_of_the_packages_own_clone(tmp_path, monkeypatch):
-    def git(*arguments):
-        options = ("-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path))
-        return subprocess.run(["git", *options, *arguments], check=True, capture_output=True, text=True).stdout.strip()
-
-    package = tmp_path / "parl_core"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (tmp_path / "other").write_text("")
-    git("init", "-q")
-    git("add", "other")
-    git("commit", "-qm", "another project")
-    monkeypatch.setattr(environment, "_PACKAGE", package)
-    assert environment.describe_environment()["commit"] is None  # merely installed there
-    assert environment.describe_environment()["dirty"] is None
-    git("add", ".")
-    git("commit", "-qm", "ours")
-    facts = environment.describe_environment()
-    assert (facts["commit"], facts["dirty"]) == (git("rev-parse", "HEAD"), False)
-    (tmp_path / "results").write_text("")
-    assert environment.describe_environment()["dirty"] is False  # no code
-    (package / "new.py").write_text("")
-    assert environment.describe_environment()["dirty"] is True

@@ -18,8 +18,8 @@ import pytest
 from rich.console import Console
 
 from parl_core.errors import ConfigError, MissingExtraError, RunFolderError
+from parl_core.provenance import describe_environment
 from parl_core.reproduce import runner
-from parl_core.reproduce.environment import describe_environment
 from parl_core.reproduce.folder import StudyFolder
 from parl_core.reproduce.runner import reproduce
 from parl_core.workers import TaskError

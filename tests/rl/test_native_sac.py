@@ -207,6 +207,33 @@ def test_actions_are_those_of_torch(isa, hidden, deterministic):
     assert torch.equal(fast.generator.get_state(), plain.generator.get_state())
 
 
+@pytest.mark.parametrize("name", ["cpp", "reference"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_rows_of_observations_give_rows_of_actions(isa, name, deterministic):
+    sac, other = pair(hidden=(33, 20))
+    observations = np.random.default_rng(0).normal(size=(6, 5)) * 3
+    with backend(name):
+        found = sac.act(observations, deterministic=deterministic)
+        assert found.dtype == np.float32 and found.shape == (6, 3)
+        # One row draws what a single observation draws.
+        assert np.array_equal(
+            sac.act(observations[:1], deterministic=deterministic)[0],
+            _after(other, observations, deterministic).act(observations[0], deterministic=deterministic),
+        )
+        if deterministic:
+            expected = np.stack([sac.act(observation, deterministic=True) for observation in observations])
+            np.testing.assert_allclose(found, expected, rtol=0, atol=0 if name == "cpp" else 2e-6)
+    with backend("reference"):
+        np.testing.assert_allclose(found, pair(hidden=(33, 20))[0].act(observations, deterministic=deterministic),
+                                   rtol=0, atol=2e-6)  # fmt: skip
+
+
+def _after(sac: SAC, observations: np.ndarray, deterministic: bool) -> SAC:
+    """An agent that has acted once on all of these."""
+    sac.act(observations, deterministic=deterministic)
+    return sac
+
+
 def test_an_action_sees_the_latest_parameters():
     sac, _ = pair()
     observation = np.ones(5)
@@ -217,8 +244,10 @@ def test_an_action_sees_the_latest_parameters():
     for param in sac.actor.parameters():
         param.data = torch.zeros_like(param)
     assert np.array_equal(sac.act(observation, deterministic=True), np.zeros(3, np.float32))
-    with pytest.raises(ValueError, match=r"observation must be of shape \(5,\), got \(4,\)"):
+    with pytest.raises(ValueError, match=r"observation must be of shape \(5,\) or \(n, 5\), got \(4,\)"):
         sac.act(np.ones(4))
+    with pytest.raises(ValueError, match=r"\(n, 5\), got \(2, 4\)"):
+        sac.act(np.ones((2, 4)))
 
 
 def test_a_batch_that_does_not_fit_is_named():

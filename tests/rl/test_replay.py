@@ -60,6 +60,38 @@ def test_relabel_reaches_every_transition_also_after_the_ring_wraps(count):
     assert 0.25 in replay.rewards.tolist()
 
 
+@pytest.mark.parametrize(
+    ("count", "reached"),
+    [(4, [0, 1, 2, 3]), (7, []), (10, [0, 1, 2]), (14, [])],
+)
+def test_relabel_as_in_bpref_stops_at_the_place_written_next(count, reached):
+    """Also by three transitions at a time; a full round is as if nothing were stored."""
+    replay = filled(7, count)
+    kept = replay.rewards.clone()
+    replay.relabel(lambda observations, actions: observations[:, 0] - 100, chunk=2, bpref_compat=True)
+    assert (replay.rewards < 0).nonzero().flatten().tolist() == reached
+    assert torch.equal(replay.rewards[len(reached) :], kept[len(reached) :])
+
+
+@pytest.mark.parametrize("sizes", [[1, 3, 2], [5, 5, 5], [4, 4, 4, 1], [2] * 11, [FIRST_ROWS - 3, 5, 4 * FIRST_ROWS]])
+@pytest.mark.parametrize("capacity", [5, 10**6])
+def test_some_at_a_time_is_as_one_at_a_time(capacity, sizes):
+    sizes = sizes if capacity > 5 or max(sizes) <= 5 else [5, 3, 4]
+    batched, start, row = ReplayBuffer(capacity, 2, 1), 0, 0
+    for size in sizes:
+        i = np.arange(start, start + size)
+        states = np.stack((i, -i), 1)
+        rows = batched.add_batch(states, 10 * i[:, None], i.astype(float), np.add(states, [1, -1]), i % 3 == 0)
+        assert list(rows) == [(row + j) % capacity for j in range(size)]
+        start, row = start + size, row + size
+    single = filled(capacity, start)
+    assert torch.equal(batched._rows[: len(batched)], single._rows[: len(single)])
+    assert batched.state_dict()["position"] == single.state_dict()["position"]
+    with pytest.raises(ValueError, match=f"at most {capacity} entries"):
+        n = capacity + 1
+        batched.add_batch(*(np.broadcast_to(0.0, s) for s in ((n, 2), (n, 1), n, (n, 2), n)))
+
+
 def test_a_non_finite_reward_leaves_the_buffer_as_it_was():
     replay = filled(5, 5)
 
@@ -75,8 +107,16 @@ def test_a_bad_transition_is_refused():
     replay = filled(5, 2)
     with pytest.raises(NonFiniteError, match="reward nan"):
         replay.add(np.zeros(2), np.zeros(1), float("nan"), np.zeros(2), False)
-    with pytest.raises(ValueError, match="must have 2, 1 and 2 entries"):
+    with pytest.raises(ValueError, match=r"\(n, 2\), \(n, 1\), .* got \(\(1, 3\), \(1, 1\)"):
         replay.add(np.zeros(3), np.zeros(1), 0.0, np.zeros(2), False)
+    good = (np.zeros((2, 2)), np.zeros((2, 1)), np.zeros(2), np.zeros((2, 2)), np.zeros(2))
+    for i, part in enumerate(good):
+        with pytest.raises(ValueError, match="must be of shapes"):
+            replay.add_batch(*good[:i], part[:1], *good[i + 1 :])
+        bad = part + 0
+        bad.flat[-1] = np.inf
+        with pytest.raises(NonFiniteError):
+            replay.add_batch(*good[:i], bad, *good[i + 1 :])
     assert len(replay) == 2
     with pytest.raises(ValueError, match="empty"):
         filled(5, 0).sample(1, torch.Generator())

@@ -96,6 +96,59 @@ def test_a_loaded_store_continues_bit_for_bit(running):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_environments_run_side_by_side():
+    """As many stores of one environment each, whose episodes end when they end."""
+    store = EpisodeStore(100, 2, 1, num_envs=3)
+    lengths, expected = [FIRST_ROWS + 4, 7, 5], EpisodeStore(100, 2, 1)
+    alone = [EpisodeStore(100, 2, 1) for _ in lengths]
+    for t in range(FIRST_ROWS + 9):
+        observations = np.stack([np.array([env, t]) for env in range(3)])
+        actions, rewards = 100.0 * observations[:, :1], np.array([0.5, 1.5, 2.5]) * t
+        store.add_batch(observations, actions, rewards)
+        for env, length in enumerate(lengths):
+            alone[env].add(observations[env], actions[env], rewards[env])
+            if (t + 1) % length == 0:
+                store.end_episode(env)
+                alone[env].end_episode()
+                expected._finished.append(alone[env]._finished[-1])
+    assert all(torch.equal(a, b) for a, b in zip(store._finished, expected._finished, strict=True))
+    running = [t for s in alone for t in s._running_episodes()]
+    assert all(torch.equal(a, b) for a, b in zip(store._running_episodes(), running, strict=True))
+    assert [len(steps) for steps in running] == [(FIRST_ROWS + 9) % length for length in lengths]
+    assert store.num_steps == expected.num_steps + sum(map(len, running))
+    other = EpisodeStore(100, 2, 1, num_envs=3)
+    other.load_state_dict(copy.deepcopy(store.state_dict()))
+    for each in (store, other):
+        each.add_batch(np.ones((3, 2)), np.ones((3, 1)), np.ones(3))
+        each.end_episode(1)
+    for a, b in zip(store.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_running_episodes_give_windows_in_turns():
+    store = EpisodeStore(100, 2, 1, num_envs=3)
+    for t in range(4):
+        store.add(np.array([7, t]), np.zeros(1), 0.0, env=1)
+    store.end_episode(1)
+    for env, length in enumerate([6, 1, 5]):
+        for t in range(length):
+            store.add(np.array([env, t]), np.zeros(1), 0.0, env=env)
+    starts = store.recent_trajectories(100, 2).observations[::2].tolist()
+    # Latest last: the ends of 0 and 2, the windows before those, what is left of 0, then the finished one.
+    assert starts == [[7, 0], [7, 2], [0, 0], [2, 1], [0, 2], [2, 3], [0, 4]]
+    assert store.recent_trajectories(5, 2).observations[::2].tolist() == [[2, 3], [0, 4]]
+    assert store.recent_trajectories(100, 2, skip_episodes=0).num_trajectories == 7
+    with pytest.raises(ValueError, match="no window"):
+        store.recent_trajectories(100, 2, skip_episodes=1)
+
+
+def test_what_a_store_cannot_be():
+    with pytest.raises(ValueError, match="num_envs must be at least 1, got 0"):
+        EpisodeStore(5, 2, 1, num_envs=0)
+    with pytest.raises(ValueError, match="3 running episodes, got 2"):
+        EpisodeStore(5, 2, 1, num_envs=3).load_state_dict(filled([4], 2).state_dict())
+
+
 class Scripted(Environment):
     """Each episode gives the rewards of one list; success is reported at its second step only."""
 
@@ -121,10 +174,10 @@ class Scripted(Environment):
     def _step(self, action):
         raise NotImplementedError
 
-    def rng_state(self):
+    def _state(self):
         return {}
 
-    def _set_rng_state(self, state):
+    def _set_state(self, state):
         raise NotImplementedError
 
 

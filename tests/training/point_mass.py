@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from parl_core.envs.interface import Environment, Step
+from parl_core.preference.semi_supervised import SurfConfig
 from parl_core.rl.sac import SACConfig
 from parl_core.training.config import ImplicitConfig, RewardConfig, TrainConfig
 
@@ -17,25 +19,29 @@ class PointMass(Environment):
     def __init__(self, name: str, seed: int) -> None:
         super().__init__(name, obs_dim=2, act_dim=1, horizon=25, reports_success=True)
         self.random = np.random.default_rng(seed)
+        self.where = np.zeros(2)
+        self.taken = 0
 
     def _reset(self):
-        self.state = self.random.uniform(-1, 1, size=2)
+        self.where = self.random.uniform(-1, 1, size=2)
         self.taken = 0
-        return self.state.astype(np.float32)
+        return self.where.astype(np.float32)
 
     def _step(self, action):
-        position, velocity = self.state
+        position, velocity = self.where
         velocity = 0.9 * velocity + 0.1 * action[0]
-        self.state = np.array([position + 0.1 * velocity, velocity])
+        self.where = np.array([position + 0.1 * velocity, velocity])
         self.taken += 1
         reward = float(1.0 - min(abs(position), 1.0))
-        return Step(self.state.astype(np.float32), reward, False, self.taken == self.horizon, reward > 0.9)
+        return Step(self.where.astype(np.float32), reward, False, self.taken == self.horizon, reward > 0.9)
 
-    def rng_state(self) -> dict[str, Any]:
-        return dict(self.random.bit_generator.state)
+    def _state(self) -> dict[str, Any]:
+        random = self.random.bit_generator.state
+        return {"where": self.where.copy(), "taken": self.taken, "random": random}
 
-    def _set_rng_state(self, state: dict[str, Any]) -> None:
-        self.random.bit_generator.state = state
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        self.where, self.taken = state["where"].copy(), state["taken"]
+        self.random.bit_generator.state = state["random"]
 
 
 def tiny_config(algorithm: str = "a-parl", **changes: Any) -> TrainConfig:
@@ -61,6 +67,7 @@ def tiny_config(algorithm: str = "a-parl", **changes: Any) -> TrainConfig:
             max_epochs=4,
             pool_episodes=4,
         ),
+        surf=SurfConfig(inv_label_ratio=3, crop=2),
         implicit=ImplicitConfig(refresh_interval=3),
     )
     return TrainConfig(**{**options, **changes})

@@ -40,7 +40,6 @@ def test_paper_presets_hold_the_published_numbers():
     assert (button.reward.label_budget, button.reward.labels_per_session) == (20_000, 100)
     for config in (walker, door, button):
         assert config.first_session == 10_000
-        assert config.entropy_references is None
     oracle = preset("dm_control/walker-walk", "oracle", "paper")
     assert (oracle.steps, oracle.random_steps, oracle.pretrain_steps) == (1_000_000, 5000, 0)
 
@@ -75,7 +74,6 @@ def test_tabular_presets_fit_their_problems(name):
         (dict(sac=SACConfig(target_update_interval=0)), ConfigError, "sac.target_update_interval"),
         (dict(sac=SACConfig(actor_learning_rate=float("nan"))), ConfigError, "sac.actor_learning_rate .* got nan"),
         (dict(reward=RewardConfig(learning_rate=-1.0)), ConfigError, "reward.learning_rate"),
-        (dict(entropy_references=3), ConfigError, "entropy_references"),
         (dict(replay_capacity=1), ConfigError, "replay_capacity"),
         (dict(reward=RewardConfig(pool_episodes=1)), ConfigError, "reward.pool_episodes must be at least 2 for a-parl"),
         (dict(implicit=ImplicitConfig(recent_steps=10)), ConfigError, "implicit.recent_steps must hold a segment"),

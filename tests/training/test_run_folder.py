@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
+import json
 
 import pytest
 import torch
 
 from parl_core.errors import ConfigError, RunFolderError
-from parl_core.training.run_folder import COLUMNS, RunFolder, free_run_path, mean_by_step, read_metrics
+from parl_core.provenance import FACTS
+from parl_core.training.run_folder import COLUMNS, SIMULATORS, RunFolder, free_run_path, read_metrics
 from tests.training.point_mass import tiny_config
 
 
@@ -55,6 +58,36 @@ def test_an_occupied_folder_is_refused_and_left_alone(tmp_path):
         RunFolder.open(tmp_path)
 
 
+def test_every_sitting_is_told_with_what_it_was(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", tiny_config())
+    folder.add_sitting(0)
+    folder.add_sitting(50)
+    sittings = json.loads((tmp_path / "run" / "environment.json").read_text())["sittings"]
+    assert [sitting["step"] for sitting in sittings] == [0, 50]
+    assert {*FACTS, *SIMULATORS} <= sittings[0].keys()
+    assert sittings[1]["torch"] == importlib.metadata.version("torch")
+    for text in ("[]", "{", '{"sittings": 3}'):
+        (tmp_path / "run" / "environment.json").write_text(text)
+        with pytest.raises(RunFolderError, match="not as parl train writes it"):
+            folder.add_sitting(60)
+
+
+def test_a_kill_before_the_config_was_complete_leaves_a_folder_that_can_be_begun(tmp_path):
+    (tmp_path / "config.json.partial").write_text('{"env')
+    RunFolder.create(tmp_path, tiny_config())
+    assert RunFolder.open(tmp_path)[1] == tiny_config()
+
+
+def test_data_without_a_manifest_is_no_checkpoint(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", tiny_config())
+    (tmp_path / "run" / "checkpoint").mkdir()
+    (tmp_path / "run" / "checkpoint" / "tensors-1.safetensors").write_bytes(b"half")
+    assert not folder.checkpoint_path.exists()
+    folder.save({"weights": torch.ones(2)}, step=3)
+    assert folder.checkpoint_path.exists()
+    assert json.loads(folder.checkpoint_path.read_text())["step"] == 3
+
+
 def test_a_foreign_metrics_file_is_named(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,loss\n1,2\n")
     with pytest.raises(RunFolderError, match="step and true_return in every row"):
@@ -72,12 +105,3 @@ def test_free_run_path_counts_on(tmp_path):
     assert free_run_path(tmp_path, config) == first  # empty: free
     (first / "config.json").write_text("{}")
     assert free_run_path(tmp_path, config).name == first.name + "_2"
-
-
-def test_mean_by_step_uses_the_steps_that_all_runs_have():
-    runs = [
-        [{"step": 1.0, "true_return": 2.0}, {"step": 2.0, "true_return": 4.0}],
-        [{"step": 1.0, "true_return": 4.0}, {"step": 3.0, "true_return": 0.0}],
-    ]
-    assert mean_by_step(runs, "true_return") == ([1.0], [3.0])
-    assert mean_by_step([], "true_return") == ([], [])

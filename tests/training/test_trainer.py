@@ -10,19 +10,26 @@ import torch
 
 from parl_core.envs.tabular import TabularMDP
 from parl_core.envs.tabular.environment import TabularEnvironment, TabularTask
+from parl_core.envs.vector import SerialEnvironments
 from parl_core.errors import ConfigError
-from parl_core.training.checkpoint import load_checkpoint, save_checkpoint
+from parl_core.preference.samplers import SAMPLERS
+from parl_core.training.checkpoint import load_checkpoint as load
+from parl_core.training.checkpoint import save_checkpoint as save
 from parl_core.training.config import ImplicitConfig
-from parl_core.training.trainer import EpisodeEnded, Evaluated, SessionEnded, Ticked, Trainer, seeds
+from parl_core.training.trainer import EpisodeEnded, Evaluated, Ticked, Trainer, env_seeds, seeds
+from parl_core.training.upper_level import SessionEnded
 from tests.training.point_mass import PointMass, tiny_config
 
 PATIENT = replace(tiny_config().reward, label_budget=60, pool_episodes=12)
 
 
 def make(algorithm: str = "a-parl", **changes) -> Trainer:
-    config = tiny_config(algorithm, **changes)
-    seed = seeds(config.seed)
-    return Trainer(config, PointMass("point-mass", seed["env"]), PointMass("point-mass", seed["eval_env"]))
+    return trainer_of(tiny_config(algorithm, **changes), lambda seed: PointMass("point-mass", seed))
+
+
+def trainer_of(config, make_environment, source=None) -> Trainer:
+    envs = SerialEnvironments([make_environment(seed) for seed in env_seeds(config.seed, config.num_envs)])
+    return Trainer(config, envs, make_environment(seeds(config.seed)["eval_env"]), source)
 
 
 def corridor(seed: int) -> TabularEnvironment:
@@ -39,8 +46,16 @@ def corridor(seed: int) -> TabularEnvironment:
 def make_in_corridor(algorithm: str = "a-parl", **changes) -> Trainer:
     """Episodes that end by themselves, some of them too short for a segment of five steps."""
     config = tiny_config(algorithm, **{"steps": 400, "reward": PATIENT, **changes})
-    seed = seeds(config.seed)
-    return Trainer(config, corridor(seed["env"]), corridor(seed["eval_env"]))
+    return trainer_of(config, corridor)
+
+
+def as_plain(state):
+    """Nested tensors and arrays as lists, so that == compares them."""
+    if isinstance(state, torch.Tensor | np.ndarray):
+        return state.tolist()
+    if isinstance(state, dict):
+        return {key: as_plain(value) for key, value in state.items()}
+    return [as_plain(item) for item in state] if isinstance(state, list | tuple) else state
 
 
 def rows(events):
@@ -67,7 +82,7 @@ def test_the_oracle_sees_the_true_reward_and_the_others_do_not():
     learner = make("pebble")
     list(learner.run())
     batch = learner.replay.sample(200, torch.Generator().manual_seed(0))
-    expected = learner.reward(batch.observations, batch.actions).detach()
+    expected = learner.upper.reward(batch.observations, batch.actions).detach()
     torch.testing.assert_close(batch.rewards, expected, atol=1e-6, rtol=1e-5)
 
 
@@ -83,14 +98,14 @@ def test_pebble_has_no_implicit_term_and_a_zero_share_is_pebble():
 
 def test_upper_and_lower_data_are_recent_and_come_from_different_episodes(monkeypatch):
     trainer, seen = make(), []
-    real = trainer.implicit.gradient_hook
+    real = trainer.upper.implicit.gradient_hook
 
     def spy(policy, reward, lower, upper, temperature):
-        finished = [set(map(tuple, episode[:, :2].tolist())) for episode in trainer.episodes._finished]
+        finished = [set(map(tuple, episode[:, :2].tolist())) for episode in trainer.upper.episodes._finished]
         seen.append((lower, upper, finished))
         return real(policy, reward, lower, upper, temperature)
 
-    monkeypatch.setattr(trainer.implicit, "gradient_hook", spy)
+    monkeypatch.setattr(trainer.upper.implicit, "gradient_hook", spy)
     sessions = [event for event in trainer.run() if isinstance(event, SessionEnded)]
     assert len(seen) == len(sessions) == 3
     for (lower, upper, finished), labels in zip(seen, (8, 8, 2), strict=True):
@@ -118,17 +133,15 @@ def test_exploration_rewards_state_entropy_and_the_first_session_resets_the_crit
     assert sum(step == 80 for step, _ in rewards) == 1 + 3  # the exploring one, then those after the reset
 
 
-@pytest.mark.parametrize("sampler", ["uniform", "disagreement"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_first_session_is_uniform_and_the_others_as_configured(monkeypatch, sampler):
-    import parl_core.training.trainer as module
-
     calls = []
-    real = module.disagreement
-    monkeypatch.setattr(module, "disagreement", lambda *args: calls.append(args[1]) or real(*args))
+    real = SAMPLERS[sampler]
+    monkeypatch.setitem(SAMPLERS, sampler, lambda *args, **kw: calls.append(args[1]) or real(*args, **kw))
     config = tiny_config("pebble")
     trainer = make("pebble", reward=replace(config.reward, sampler=sampler))
     list(trainer.run())
-    assert calls == ([] if sampler == "uniform" else [8, 2])
+    assert calls == [8, 2]
 
 
 def test_evaluation_takes_the_mean_action_and_a_time_limit_is_not_terminal(monkeypatch):
@@ -151,7 +164,7 @@ def test_evaluation_takes_the_mean_action_and_a_time_limit_is_not_terminal(monke
             step = super()._step(action)
             return step._replace(terminated=step.truncated, truncated=False)
 
-    falling = Trainer(tiny_config("oracle", steps=100), Falls("point-mass", 1), Falls("point-mass", 2))
+    falling = trainer_of(tiny_config("oracle", steps=100), lambda seed: Falls("point-mass", seed))
     list(falling.run())
     assert float(falling.replay.sample(10_000, generator).terminated.mean()) == pytest.approx(1 / 25, abs=0.01)
 
@@ -172,13 +185,13 @@ def test_an_episode_that_ends_by_itself_is_terminal_in_the_replay_and_one_that_i
 def test_upper_and_lower_data_share_no_episode_also_where_some_are_too_short(monkeypatch):
     """Actions are real numbers drawn at random, so they tell where a step comes from."""
     trainer, seen = make_in_corridor(implicit=ImplicitConfig(recent_steps=20, refresh_interval=3)), []
-    real = trainer.implicit.gradient_hook
+    real = trainer.upper.implicit.gradient_hook
 
     def spy(policy, reward, lower, upper, temperature):
-        seen.append((lower, upper, list(trainer.episodes._finished)))
+        seen.append((lower, upper, list(trainer.upper.episodes._finished)))
         return real(policy, reward, lower, upper, temperature)
 
-    monkeypatch.setattr(trainer.implicit, "gradient_hook", spy)
+    monkeypatch.setattr(trainer.upper.implicit, "gradient_hook", spy)
     list(trainer.run())
     shorts = 0
     for lower, upper, finished in seen:
@@ -196,7 +209,7 @@ def test_upper_and_lower_data_share_no_episode_also_where_some_are_too_short(mon
 
 def test_ties_alone_leave_the_accuracy_empty():
     trainer = make("pebble")
-    trainer.teacher.label = lambda first, second: torch.full((len(first),), 0.5)
+    trainer.upper.source.label = lambda first, second: torch.full((len(first.true_rewards),), 0.5)
     shown = rows(trainer.run())
     assert [row["labels"] for row in shown] == [8, 18, 18]
     assert all(row["reward_accuracy"] is None and row["reward_loss"] > 0 for row in shown)
@@ -224,40 +237,113 @@ def test_the_same_seed_gives_the_same_rows_and_another_does_not(algorithm):
     assert rows(make(algorithm, seed=1).run()) != first
 
 
-@pytest.mark.parametrize(
-    ("maker", "stop"),
-    [(make, 50), (make, 125), (make, 200), (make_in_corridor, 150)],
-)
-def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, maker, stop):
-    """`stop`: the first episode that ends at this step or later is the last one before the checkpoint."""
-    whole = maker()
+@pytest.mark.parametrize("algorithm", ["oracle", "surf", "a-parl"])
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize(("maker", "stop"), [(make, 40), (make, 70), (make, 210), (make_in_corridor, 130)])
+def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, maker, stop, num_envs, algorithm):
+    """Also in the midst of episodes: while the policy is random, while it explores, and after sessions."""
+    changes = {"num_envs": num_envs}
+    whole = maker(algorithm, **changes)
     expected = rows(whole.run())
-    interrupted, seen, saved = maker(), [], None
+    interrupted, seen, saved = maker(algorithm, **changes), [], None
     for event in interrupted.run():
         seen.append(event)
-        if isinstance(event, EpisodeEnded) and event.step >= stop and saved is None:
-            save_checkpoint(tmp_path / "checkpoint", interrupted.state_dict())
+        if isinstance(event, Ticked) and event.step >= stop and saved is None:
+            save(tmp_path, interrupted.state_dict())
             saved = event.step
-        if isinstance(event, Ticked) and saved is not None and event.step > saved + 20:
+        elif isinstance(event, Ticked) and saved is not None and event.step > saved + 20:
             break  # some steps after the checkpoint are lost, as by a kill
-    resumed = maker()
-    resumed.load_state_dict(load_checkpoint(tmp_path / "checkpoint"))
+    assert saved % 25
+    resumed = maker(algorithm, **changes)
+    resumed.load_state_dict(load(tmp_path))
     assert resumed.step == saved < whole.step
     kept = [row for row in rows(seen) if row["step"] <= saved]
     assert kept + rows(resumed.run()) == expected
-    for one, other in zip(whole.agent.actor.parameters(), resumed.agent.actor.parameters(), strict=True):
-        assert torch.equal(one, other)
-    for one, other in zip(whole.reward.parameters(), resumed.reward.parameters(), strict=True):
-        assert torch.equal(one, other)
+    assert as_plain(whole.state_dict()) == as_plain(resumed.state_dict())
 
 
-def test_a_run_that_ends_within_an_episode_can_be_prolonged():
-    trainer = make(steps=90)
+def test_a_run_can_be_prolonged_as_if_it_had_been_longer_from_the_start():
+    trainer, longer, whole = make(steps=90), make(steps=200), make(steps=200)
     list(trainer.run())
-    longer = make(steps=200)
     longer.load_state_dict(trainer.state_dict())
-    assert [row["step"] for row in rows(longer.run())] == [100, 200]
+    prolonged = rows(longer.run())
+    assert [row["step"] for row in prolonged] == [100, 200]
     assert len(longer.replay) == 200  # nothing was overwritten: the ring holds 250
+    # But for the evaluation at the old end, whose random numbers are its own environment's.
+    list(whole.run())
+    for one, other in zip(whole.agent.actor.parameters(), longer.agent.actor.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_several_environments_make_the_same_number_of_updates_and_fill_one_replay():
+    trainer = make("oracle", num_envs=3, replay_capacity=1000)
+    events = list(trainer.run())
+    assert trainer.step == 300 == len(trainer.replay)
+    # The first multiple of 3 beyond the 40 random steps is 42.
+    assert trainer.agent.num_updates == 260
+    ended = [event for event in events if isinstance(event, EpisodeEnded)]
+    assert [event.step for event in ended] == [step for step in range(75, 301, 75) for _ in range(3)]
+    assert [row["step"] for row in rows(events)] == [102, 201, 300]
+    assert len({event.true_return for event in ended}) == 12
+
+
+def test_answers_that_are_missing_use_up_the_budget_and_are_not_learned_from():
+    class Skips:
+        """Skips whatever begins on the left."""
+
+        def label(self, first, second):
+            labels = (second.true_rewards.sum(1) > first.true_rewards.sum(1)).float()
+            labels[first.observations[:, 0, 0] < 0] = float("nan")
+            return labels
+
+        def episode_ended(self, true_return, length):
+            pass
+
+    trainer = trainer_of(tiny_config("a-parl"), lambda seed: PointMass("point-mass", seed), Skips())
+    shown = rows(trainer.run())
+    assert [row["queries"] for row in shown] == [8, 18, 18]
+    assert all(0 < row["labels"] < row["queries"] for row in shown)
+    assert (trainer.upper.dataset.segments[:, 0, 0, 0] >= 0).all()
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_a_first_session_without_an_answer_is_followed_by_another(compat):
+    class SkipsAtFirst:
+        asked = 0
+
+        def label(self, first, second):
+            self.asked += 1
+            return torch.full((len(first.true_rewards),), float("nan") if self.asked == 1 else 1.0)
+
+        def episode_ended(self, true_return, length):
+            pass
+
+    config = tiny_config("pebble", bpref_compat=compat)
+    trainer = trainer_of(config, lambda seed: PointMass("point-mass", seed), SkipsAtFirst())
+    if compat:
+        with pytest.raises(ConfigError, match="skipped all queries of the first session"):
+            list(trainer.run())
+        return
+    sessions = [event for event in trainer.run() if isinstance(event, SessionEnded)]
+    assert [(s.step, s.queries, s.labels) for s in sessions] == [(140, 16, 8), (200, 18, 10)]
+    assert sessions[0].fresh_accuracy is None and sessions[1].fresh_accuracy is not None
+
+
+def test_surf_keeps_wider_windows_than_the_teacher_sees():
+    trainer, seen = make("surf"), []
+    label = trainer.upper.source.label
+
+    def spy(first, second):
+        seen.append((first, second))
+        return label(first, second)
+
+    trainer.upper.source.label = spy
+    list(trainer.run())
+    stored = trainer.upper.dataset.segments
+    assert stored.shape[1:] == (2, 9, 3)
+    judged = torch.cat([torch.stack((a.observations, b.observations), 1) for a, b in seen])
+    assert torch.equal(judged, stored[:, :, 2:-2, :2])
+    assert len(trainer.upper.pool) == 3 * len(stored)
 
 
 def test_seeds_are_distinct_and_valid():

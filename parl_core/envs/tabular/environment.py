@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,28 +56,34 @@ class TabularEnvironment(Environment):
         super().__init__(name, obs_dim=obs_dim, act_dim=act_dim, horizon=horizon, reports_success=ends_in_success)
         self._samplers = [_Sampler(task) for task in tasks]
         self._random = np.random.default_rng(seed)
-        self._sampler, self._state = self._samplers[0], 0
+        self._task, self._state_index = 0, 0
 
-    def rng_state(self) -> dict[str, Any]:
-        return dict(self._random.bit_generator.state)
+    def _state(self) -> dict[str, Any]:
+        return {"task": self._task, "state": self._state_index, "random": self._random.bit_generator.state}
 
-    def _set_rng_state(self, state: dict[str, Any]) -> None:
-        self._random.bit_generator.state = state
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        task, index = state["task"], state["state"]
+        if not (0 <= task < len(self._samplers) and 0 <= index < len(self._samplers[task].observations)):
+            raise ValueError(f"there is no state {index} of task {task}")
+        self._random.bit_generator.state = state["random"]
+        self._task, self._state_index = task, index
 
     def _reset(self) -> npt.NDArray[np.float32]:
-        self._sampler = self._samplers[self._random.integers(len(self._samplers))]
-        self._state = _draw(self._sampler.initial, self._random)
-        return self._sampler.observations[self._state].copy()
+        self._task = int(self._random.integers(len(self._samplers)))
+        sampler = self._samplers[self._task]
+        self._state_index = _draw(sampler.initial, self._random)
+        return sampler.observations[self._state_index].copy()
 
     def _step(self, action: npt.NDArray[np.float64]) -> Step:
+        sampler = self._samplers[self._task]
         choice = int(action.argmax())
-        reward = float(self._sampler.rewards[self._state, choice])
-        successor = _draw(self._sampler.successors[self._state, choice], self._random)
-        terminated = successor == len(self._sampler.observations)
+        reward = float(sampler.rewards[self._state_index, choice])
+        successor = _draw(sampler.successors[self._state_index, choice], self._random)
+        terminated = successor == len(sampler.observations)
         if not terminated:
-            self._state = successor
+            self._state_index = successor
         return Step(
-            observation=self._sampler.observations[self._state].copy(),
+            observation=sampler.observations[self._state_index].copy(),
             reward=reward,
             terminated=terminated,
             truncated=self._num_steps == self.horizon and not terminated,

@@ -284,20 +284,29 @@ def test_seeds_decide(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_rng_state_round_trips_through_json_and_needs_no_end_of_an_episode(name):
+def test_state_repeats_the_episode_under_way_and_the_next_ones(name):
+    def go_on(env):
+        actions = np.random.default_rng(0).uniform(-1.0, 1.0, (100, env.act_dim))
+        given = []
+        for action in actions:
+            step = env.step(action)
+            given.append((step.observation.tolist(), *step[1:]))
+            if step.terminated or step.truncated:
+                break
+        return given, _episodes(env, 4)
+
     env = make_env(name, 1)
     _episodes(env, 2)
     env.reset()
     env.step(np.zeros(env.act_dim))
-    state = json.loads(json.dumps(env.rng_state()))
-    expected = _episodes(env, 4)
+    state = json.loads(json.dumps(env.state()))
+    expected = go_on(env)
     for target in (env, make_env(name, 99)):
-        target.set_rng_state(state)
-        with pytest.raises(RuntimeError, match="needs an episode under way"):
-            target.step(np.zeros(target.act_dim))
-        assert _episodes(target, 4) == expected
-    with pytest.raises(ValueError, match="state must come from rng_state"):
-        env.set_rng_state({"bit_generator": "MT19937"})
+        target.set_state(state)
+        assert go_on(target) == expected
+    for simulator in ({"task": 0, "state": 10**6}, {"task": -1, "state": 0}):
+        with pytest.raises(ValueError, match=r"state must come from state.* there is no state"):
+            env.set_state({**state, "simulator": {**state["simulator"], **simulator}})
 
 
 def test_names():

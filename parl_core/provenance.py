@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from . import __version__
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parent
 _CPUINFO = Path("/proc/cpuinfo")
 _VERSIONED = ("parl_core", "kernels", "csrc", "bindings")
 """What of the repository decides the numbers."""
@@ -28,9 +28,17 @@ def describe_environment() -> dict[str, Any]:
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "parl_core": __version__,
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("numpy", "torch", "numba")},
+        **{name: version(name) for name in ("numpy", "torch", "numba")},
         "cpu": _processor(),
     }
+
+
+def version(package: str) -> str | None:
+    """Of an installed package; None if it is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def available_cores() -> int:
@@ -60,13 +68,6 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _processor() -> str | None:
