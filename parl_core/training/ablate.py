@@ -103,7 +103,7 @@ def work(configs: Mapping[str, TrainConfig], path: Path, task: Task, report: Rep
     """One run: of a variant, its last and its mean return; of the common one, the alignments found in it."""
     config = configs[task["env"]]
     if "seed" not in task:
-        return measure_alignments(config)
+        return measure_alignments(config, SNAPSHOTS, REFERENCE_STEPS)
     variant = task["variant"]
     implicit = replace(config.implicit, curvature=VARIANTS[variant])
     config = replace(config, seed=task["seed"], implicit=implicit)
@@ -117,9 +117,7 @@ def run_path(path: Path, env: str, variant: str, seed: int) -> Path:
     return path / "runs" / f"{env.replace('/', '-')}_{variant}_seed{seed}"
 
 
-def measure_alignments(
-    config: TrainConfig, snapshots: int = SNAPSHOTS, reference_steps: int = REFERENCE_STEPS
-) -> list[Alignment]:
+def measure_alignments(config: TrainConfig, snapshots: int, reference_steps: int) -> list[Alignment]:
     """Train without an implicit term and measure, in a few query sessions, where each curvature's would have pointed.
 
     The first session, of a reward that has not learned anything, is left out if there are others.

@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from parl_core import cli
+from parl_core.envs.vector import SerialEnvironments
 from parl_core.models.policies import GaussianPolicy
-from parl_core.preference.teachers import OracleTeacher
+from parl_core.preference.teachers import TEACHERS, ScriptedTeacher
 from parl_core.rl.rollout import EpisodeStore, Segments
 from parl_core.training import ablate
 from parl_core.training.alignment import PAIRS_PER_SEGMENT, AlignmentProbe, cosine, fresh_segments
 from parl_core.training.config import ImplicitConfig
 from parl_core.training.trainer import SessionEnded, Trainer
 from parl_core.workers import do_tasks
-from tests.test_cli import TINY, fails
+from tests.test_cli import TINY, fails, replace_environments
 from tests.training.point_mass import PointMass, tiny_config
 
 REFERENCE_STEPS = 200
@@ -28,8 +29,8 @@ REFERENCE_STEPS = 200
 
 @pytest.fixture
 def point_mass(monkeypatch):
-    for module in ("train", "ablate"):
-        monkeypatch.setattr(f"parl_core.training.{module}.make_env", PointMass)
+    replace_environments(monkeypatch, PointMass)
+    monkeypatch.setattr(ablate, "make_env", PointMass)
 
 
 @pytest.fixture
@@ -44,8 +45,16 @@ def read(path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def point_masses(seeds) -> SerialEnvironments:
+    return SerialEnvironments([PointMass("point-mass", seed) for seed in seeds])
+
+
+def trainer_of(config) -> Trainer:
+    return Trainer(config, point_masses([1]), PointMass("point-mass", 2))
+
+
 def trained(config) -> Trainer:
-    trainer = Trainer(config, PointMass("one", 1), PointMass("two", 2))
+    trainer = trainer_of(config)
     for _ in trainer.run():
         pass
     return trainer
@@ -100,13 +109,13 @@ def test_the_work_travels_to_other_processes(tmp_path):
 def test_measuring_leaves_the_run_as_it_is(point_mass):
     config = tiny_config(implicit=ImplicitConfig(curvature="none"))
     plain = trained(config)
-    probed = Trainer(config, PointMass("one", 1), PointMass("two", 2))
+    probed = trainer_of(config)
     probe = probe_of(probed, sessions=(0, 2))
-    probed.implicit = probe
+    probed.upper.implicit = probe
     for _ in probed.run():
         pass
     assert {one.session for one in probe.found} == {0, 2}
-    for one, other in zip(plain.reward.parameters(), probed.reward.parameters(), strict=True):
+    for one, other in zip(plain.upper.reward.parameters(), probed.upper.reward.parameters(), strict=True):
         assert torch.equal(one, other)
     for one, other in zip(plain.agent.actor.parameters(), probed.agent.actor.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -115,7 +124,7 @@ def test_measuring_leaves_the_run_as_it_is(point_mass):
 def test_without_implicit_term_and_on_policy_queries_a_parl_is_pebble():
     config = tiny_config(implicit=ImplicitConfig(curvature="none", on_policy_share=0.0))
     a_parl, pebble = trained(config), trained(replace(config, algorithm="pebble"))
-    for one, other in zip(a_parl.reward.parameters(), pebble.reward.parameters(), strict=True):
+    for one, other in zip(a_parl.upper.reward.parameters(), pebble.upper.reward.parameters(), strict=True):
         assert torch.equal(one, other)
     for one, other in zip(a_parl.agent.actor.parameters(), pebble.agent.actor.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -125,7 +134,7 @@ def test_without_implicit_term_and_on_policy_queries_a_parl_is_pebble():
 def test_the_number_of_sessions_is_foretold(changes):
     config = tiny_config("pebble")
     config = replace(config, reward=replace(config.reward, **changes))
-    trainer = Trainer(config, PointMass("one", 1), PointMass("two", 2))
+    trainer = trainer_of(config)
     assert ablate.num_sessions(config) == sum(isinstance(event, SessionEnded) for event in trainer.run())
 
 
@@ -142,8 +151,8 @@ def probe_of(trainer: Trainer, utility: str = "likelihood", sessions: tuple[int,
         curvatures=("identity", "fisher"),
         sessions=sessions,
         env=PointMass("three", 3),
-        label=lambda first, second: OracleTeacher().label(first.true_rewards, second.true_rewards),
-        episodes=trainer.episodes,
+        label=ScriptedTeacher(TEACHERS["oracle"], segment_length=5, horizon=25, generator=torch.Generator()).label,
+        episodes=trainer.upper.episodes,
         reference_steps=REFERENCE_STEPS,
         generator=torch.Generator().manual_seed(0),
     )
@@ -164,18 +173,18 @@ def test_fresh_segments_are_the_policys():
 
 @pytest.mark.parametrize("utility", ["likelihood", "win-rate"])
 def test_pairs_of_the_reference_have_every_fresh_segment_as_often(utility):
-    trainer = Trainer(tiny_config(), PointMass("one", 1), PointMass("two", 2))
-    trainer.episodes = EpisodeStore(4, 2, 1)
+    trainer = trainer_of(tiny_config())
+    trainer.upper.episodes = EpisodeStore(4, 2, 1)
     for _ in range(20):
-        trainer.episodes.add(np.full(2, -7.0), np.zeros(1), -7.0)
-    trainer.episodes.end_episode()
-    fresh = Segments(torch.arange(24.0).view(3, 4, 2), torch.zeros(3, 4, 1), torch.arange(12.0).view(3, 4))
+        trainer.upper.episodes.add(np.full(2, -7.0), np.zeros(1), -7.0)
+    trainer.upper.episodes.end_episode()
+    fresh = Segments(torch.arange(30.0).view(3, 5, 2), torch.zeros(3, 5, 1), torch.arange(15.0).view(3, 5))
     pairs = probe_of(trainer)._pairs(fresh, utility == "win-rate")
     assert pairs.num_pairs == 3 * PAIRS_PER_SEGMENT
-    second = pairs.second.observations.view(-1, 4, 2)
+    second = pairs.second.observations.view(-1, 5, 2)
     for one in fresh.observations:
         assert int((second == one).all(dim=(1, 2)).sum()) == PAIRS_PER_SEGMENT
-    first = pairs.first.observations.view(-1, 4, 2)
+    first = pairs.first.observations.view(-1, 5, 2)
     assert bool((first == -7).all()) == (utility == "win-rate")
     margins = second.sum((1, 2)) - first.sum((1, 2))
     assert torch.equal(pairs.labels, 0.5 + 0.5 * margins.sign())
