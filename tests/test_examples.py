@@ -60,6 +60,34 @@ def test_stackelberg(capsys):
     assert f"{found['total']:.4f}" in capsys.readouterr().out
 
 
+def test_own_environment(capsys):
+    """800 steps of training; whatever the labels, standing still would earn about half."""
+    random, last = load("own_environment").main()
+    assert random < 10 < 14 < last
+    assert f"{last:.1f} by the policy" in capsys.readouterr().out
+
+
+def test_own_environment_continues_an_episode():
+    cart, other = (load("own_environment").Cart(seed) for seed in (0, 1))
+    cart.reset()
+    cart.step([0.5])
+    other.set_state(cart.state())
+    assert [other.step([0.1]), other.reset()] == [cart.step([0.1]), cart.reset()]
+
+
+def test_own_labels(capsys):
+    """The policy goes where the labels say, whatever the reward says, and a source may skip and call pairs equal."""
+    example = load("own_labels")
+    assert example.main() > 0.5
+    assert "between -1 (left) and 1 (right)" in capsys.readouterr().out
+    opposite = {"a": "b", "b": "a", "=": "?"}
+    assert example.main(lambda question: opposite[example.likes_the_right(question)]) < -0.5
+    answers = iter("ab=?")
+    terminal = example.Terminal(lambda question: next(answers))
+    labels = [terminal.answer(0.0, 1.0) for _ in range(4)]
+    assert labels[:3] == [0.0, 1.0, 0.5] and labels[3] != labels[3]
+
+
 def test_every_example_is_tested():
     tested = {name.removeprefix("test_") for name in globals()}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
