@@ -15,7 +15,7 @@ import pytest
 from benchmarks.harness import WrongAnswer, gemm_floor
 from benchmarks.peers import soft_actor_critic as peers
 
-SIZES = [(64, 200), (256, 60)]
+SIZES = [(64, 200), (128, 100), (256, 60)]
 
 
 @pytest.mark.parametrize("width, steps", SIZES, ids=[f"h{width}-B{width}-{steps}steps" for width, steps in SIZES])

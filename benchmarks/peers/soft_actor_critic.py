@@ -79,7 +79,7 @@ def parl_core(width: int, steps: int, backend_name: str | None = None) -> Run:
     advance(2 * width + TICK - 2 * width % TICK)
 
     if backend_name is None:
-        _check_updates(trainer)
+        check_updates(trainer)
     agent = trainer.agent
 
     def run() -> Any:
@@ -90,7 +90,7 @@ def parl_core(width: int, steps: int, backend_name: str | None = None) -> Run:
     return run
 
 
-def _check_updates(trainer: Trainer) -> None:
+def check_updates(trainer: Trainer) -> None:
     """A few updates, from where training is, are those of the reference.
 
     Raises:
