@@ -75,7 +75,7 @@ def test_the_learned_reward_is_put_on_the_true_ones_scale():
     assert scaled.mean() == pytest.approx(2.0) and scaled.std() == pytest.approx(true.std())
     np.testing.assert_allclose(np.argsort(scaled), np.argsort(learned))
     np.testing.assert_allclose(to_the_scale_of(true, -3 * true + 7), 4 - true)  # against it, and not turned over
-    np.testing.assert_allclose(to_the_scale_of(true, np.full(4, 0.1) + 3e-17), np.full(4, 2.0))
+    np.testing.assert_allclose(to_the_scale_of(true, 0.1 * np.array([1, 1 + 3e-16, 1, 1])), np.full(4, 2.0))
     np.testing.assert_allclose(to_the_scale_of(np.full(4, 3.0), learned), learned - 7)
 
 
@@ -97,6 +97,10 @@ def test_the_panel_and_its_cursor():
     changed = np.nonzero((panel.at(7) != panel.picture).any(-1))
     assert set(changed[1]) == {panel.columns[7], panel.columns[7] + 1}
     assert changed[0].min() >= panel.rows.start and changed[0].max() < panel.rows.stop
+    # It goes from the upper edge of the axes to the lower one, the first dark lines in a column without writing.
+    dark = np.nonzero(panel.picture[:, panel.columns[20] - 4].max(-1) < 128)[0]
+    assert dark[0] == pytest.approx(panel.rows.start, abs=2)
+    assert any(row == pytest.approx(panel.rows.stop, abs=2) for row in dark)
     # The cursor stands where the trace is: the first blue pixel is at step 1, where the trace begins.
     inside = drawn(alone.picture, video._TRUE)[alone.rows]
     assert np.nonzero(inside.any(0))[0][0] == pytest.approx(alone.columns[1], abs=3)
