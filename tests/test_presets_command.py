@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import shlex
 
@@ -10,6 +11,11 @@ import tyro
 
 from parl_core import cli
 from parl_core.commands.presets import command_line
+from parl_core.models.policies import LOG_STD_BOUNDS
+from parl_core.models.rewards import LEAKY_SLOPE
+from parl_core.preference.samplers import POOL_RATIO
+from parl_core.preference.teachers import RECENT_EPISODES
+from parl_core.rl.state_entropy import StateEntropyReward
 from parl_core.training.config import ALGORITHMS, TrainConfig
 from parl_core.training.presets import PRESETS, preset
 
@@ -54,9 +60,9 @@ def test_the_three_tasks_side_by_side(capsys, monkeypatch):
     ]
     assert [row[0] for row in _cells(shown, "--surf.inv-label-ratio")] == ["100", "10", "10"]
     assert not _cells(shown, "--reward.accuracy-target")  # SURF has none
-    assert "per-session: 100 by 10, 500 by 50, 1000 by 100." in shown
-    assert "per-session: 1000 by 10, 4000 by 50." in shown
-    assert "per-session: 10000 by 50, 20000 by 100." in shown
+    for budget, session in ((100, 10), (500, 50), (1000, 100), (1000, 10), (4000, 50), (10_000, 50), (20_000, 100)):
+        options = f"--reward.label-budget {budget} --reward.labels-per-session {session}\n"
+        assert f"  --labels {budget}: {options}" in shown
     assert "--bpref-compat" in shown
 
 
@@ -71,6 +77,17 @@ def test_each_algorithm_shows_what_it_uses(capsys, monkeypatch):
     assert "--implicit.damping-ratio" in _shown(capsys, monkeypatch, "--env", WALKER)
 
 
+def test_the_numbers_that_are_no_options_are_those_of_the_code(capsys, monkeypatch):
+    shown = _shown(capsys, monkeypatch, "--env", WALKER)
+    low, high = LOG_STD_BOUNDS
+    assert f"into [{low:g}, {high:g}]" in shown
+    assert f"leaky ReLU of slope {LEAKY_SLOPE:g} " in shown
+    neighbour = inspect.signature(StateEntropyReward).parameters["k"].default
+    assert f"the {neighbour}th nearest neighbour" in shown
+    assert f"{POOL_RATIO} times as many pairs" in shown
+    assert f"the last {RECENT_EPISODES} episodes" in shown
+
+
 def test_unpublished_tasks_and_wrong_names_are_told(capsys, monkeypatch):
     assert "Nobody has published numbers for dm_control/cheetah-run" in _shown(
         capsys, monkeypatch, "--env", "dm_control/cheetah-run"
@@ -83,3 +100,16 @@ def test_unpublished_tasks_and_wrong_names_are_told(capsys, monkeypatch):
     ):
         assert cli.main(["presets", *arguments]) == 1
         assert capsys.readouterr().err == f"parl: {message}\n"
+
+
+def test_train_takes_a_published_budget_with_its_session_size(capsys, monkeypatch):
+    begun = []
+    monkeypatch.setattr("parl_core.training.train.train", lambda config, *_: begun.append(config))
+    train = ["train", "--env", WALKER, "--algorithm", "pebble", "--preset", "paper"]
+    assert cli.main([*train, "--labels", "100"]) == 0
+    assert cli.main([*train, "--labels", "500", "--reward.labels-per-session", "25"]) == 0
+    found = [(config.reward.label_budget, config.reward.labels_per_session) for config in begun]
+    assert found == [(100, 10), (500, 25)]
+    assert cli.main([*train, "--labels", "200"]) == 1
+    assert "on dm_control/walker-walk 100, 500, 1000, got 200" in capsys.readouterr().err
+    assert len(begun) == 2

@@ -40,13 +40,22 @@ _NOT_USED_BY = {
     "a-parl": ("surf",),
 }
 _OF_THE_RUN = ("env", "algorithm", "preset", "seed")
+_FIXED = """The same in every run, and no options:
+  - actor and critics: ReLU, orthogonal weights, zero biases; log σ rescaled by tanh into [-5, 2]; target entropy -|A|;
+  - rewards: leaky ReLU of slope 0.01 and a tanh output; Adam everywhere with (0.9, 0.999);
+  - state-entropy exploration: the distance to the 5th nearest neighbour over its running standard deviation;
+  - the first session's pairs are uniform; later samplers but uniform choose from 10 times as many pairs as they ask for;
+  - a teacher's thresholds follow the last 10 episodes.
+"""
 _COMPAT = """With --bpref-compat a run repeats what B-Pref's code does otherwise than B-Pref says:
   - from the second session on, a teacher's threshold is a share of ε² of an average segment's return, instead of ε;
   - the mean of the last returns behind it begins with a return of 0;
   - a rational teacher answers an exact tie with the first segment, instead of with no preference;
   - a pair without a preference counts as one whose first segment is preferred in the accuracy that ends a fit;
   - once the replay is full, relabelling covers only the rows before the one that is written next;
-  - the running mean in state-entropy exploration is that of the latest batch plus its share of the count."""
+  - the running mean in state-entropy exploration is that of the latest batch plus its share of the count, each batch's
+    variance is the unbiased one, and a variance of 1 counts for 1e-4 values at the start;
+  - a run ends with an error if the teacher skips all queries of the first session, instead of asking again later."""
 
 
 def run(arguments: list[str]) -> int:
@@ -86,8 +95,14 @@ def run(arguments: list[str]) -> int:
         if env not in PUBLISHED_LABELS:
             console.print(f"Nobody has published numbers for {env}: these are the ones of its family.\n")
         elif given.algorithm != "oracle":
-            pairs = ", ".join(f"{labels} by {session}" for labels, session in PUBLISHED_LABELS[env].items())
-            console.print(f"Published --reward.label-budget by --reward.labels-per-session: {pairs}.\n")
+            console.print("Published label budgets of paper, and what --labels sets with them:")
+            for labels, session in PUBLISHED_LABELS[env].items():
+                console.print(
+                    f"  --labels {labels}: --reward.label-budget {labels} --reward.labels-per-session {session}",
+                    soft_wrap=True,
+                )
+            console.print()
+    console.print(_FIXED, markup=False)
     console.print(_COMPAT, markup=False)
     return 0
 

@@ -28,6 +28,9 @@ def run(arguments: list[str]) -> int:
         """oracle, pebble, surf or a-parl; a-parl unless given."""
         preset: str | None = None
         """cpu or paper; cpu unless given. `parl presets` shows both."""
+        labels: int | None = None
+        """For the paper preset: another of the published label budgets, with the session size published for it; `parl
+        presets` lists them. Any others: --reward.label-budget and --reward.labels-per-session."""
         teacher: str | None = None
         """Who labels: oracle, mistake, noisy, skip, equal or myopic; oracle unless given. --teacher.mistake 0.2 and the like
         set its numbers."""
@@ -61,6 +64,7 @@ def run(arguments: list[str]) -> int:
         given.env or TrainConfig.env,
         given.algorithm or TrainConfig.algorithm,
         given.preset or TrainConfig.preset,
+        given.labels,
     )
     chosen = {name: getattr(given, name) for name in ("seed", "steps") if getattr(given, name) is not None}
     config = replace(config, **chosen)

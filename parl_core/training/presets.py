@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..envs.tabular.problems.rand_mdp import DISCOUNT as RAND_MDP_DISCOUNT
-from ..errors import unknown_name
+from ..errors import ConfigError, unknown_name
 from ..rl.sac import SACConfig
 from .config import RewardConfig, TrainConfig
 
@@ -15,15 +15,25 @@ PUBLISHED_LABELS = {
     "metaworld/door-open": {1000: 10, 4000: 50},
     "metaworld/button-press": {10_000: 50, 20_000: 100},
 }
-"""Labels in all, and in one session, of the published runs; the last is what `paper` takes."""
+"""Labels in all, and in one session, of the published runs; the last is what `paper` takes unless told otherwise."""
 
 
-def preset(env: str, algorithm: str, name: str) -> TrainConfig:
+def preset(env: str, algorithm: str, name: str, labels: int | None = None) -> TrainConfig:
     """The configuration of `name` for an environment; one without published numbers gets those of its family.
 
     `paper` holds the published settings of PEBBLE on that task (Lee et al. 2021; Park et al. 2022, "SURF"). `cpu` has
     smaller networks and batches and fewer steps. On the tabular tasks PEBBLE is not published: there `paper` has its
     networks and batches on DM Control, with the one schedule of the tabular tasks.
+
+    Args:
+        env, algorithm: what is trained, and how.
+        name: cpu or paper.
+        labels: one of the published label budgets of `env`, which brings the session size published with it; only for
+            `paper`. None: the largest.
+
+    Raises:
+        UnknownNameError: no such preset.
+        ConfigError: nobody has published a run with so many labels.
     """
     family = env.partition("/")[0]
     if name == "paper":
@@ -34,9 +44,17 @@ def preset(env: str, algorithm: str, name: str) -> TrainConfig:
         raise unknown_name("preset", name, PRESETS)
     if family == "tabular":
         config = _tabular(config, env)
-    if env in PUBLISHED_LABELS and name == "paper":
-        labels, per_session = list(PUBLISHED_LABELS[env].items())[-1]
-        config = replace(config, reward=replace(config.reward, label_budget=labels, labels_per_session=per_session))
+    published = PUBLISHED_LABELS.get(env, {}) if name == "paper" else {}
+    if labels is not None and labels not in published:
+        known = ", ".join(map(str, published)) or "nothing"
+        raise ConfigError(
+            f"labels must be a published label budget, for preset {name} on {env} {known}, got {labels}; "
+            "reward.label_budget and reward.labels_per_session take any"
+        )
+    if published:
+        budget = max(published) if labels is None else labels
+        reward = replace(config.reward, label_budget=budget, labels_per_session=published[budget])
+        config = replace(config, reward=reward)
     if algorithm == "surf":
         config = _surf(config, family, name)
     if algorithm == "oracle":

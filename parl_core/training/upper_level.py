@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..models.rewards import RewardEnsemble
 from ..preference.label_sources import LabelSource, check_labels
-from ..preference.reward_learning import PreferenceDataset, RewardFit, RewardLearner
+from ..preference.reward_learning import PreferenceDataset, RewardFit, RewardLearner, in_order
 from ..preference.samplers import SAMPLERS, Queries, uniform
 from ..preference.schedules import labels_in_session
 from ..preference.semi_supervised import SurfLearner, UnlabelledPool
@@ -136,7 +136,9 @@ class UpperLevel:
             queries = self._choose_queries(count - on_policy, on_policy, recent)
             answers = self._ask(queries)
             if self.config.algorithm == "surf":
-                self.pool.add_uniform(self.episodes, count * self.config.surf.inv_label_ratio, self.generator)
+                # Of more than the pool holds, all but the last would be overwritten at once.
+                unlabelled = min(count * self.config.surf.inv_label_ratio, self.pool.capacity)
+                self.pool.add_uniform(self.episodes, unlabelled, self.generator)
         while self.next_session <= step:
             self.next_session += config.session_interval
         if len(self.dataset) == 0:
@@ -200,8 +202,7 @@ class UpperLevel:
                 .sum(1)
                 for part in (judged.first, judged.second)
             )
-        right = (second > first) == (labels[decided] > 0.5)
-        return _Answers(labels, float(right.float().mean()))
+        return _Answers(labels, float(in_order(second - first, labels[decided]).float().mean()))
 
     def _fit(self, agent: SAC, upper_labels: int, skip_episodes: int) -> tuple[RewardFit, ImplicitReport | None]:
         config, hook = self.config.reward, None

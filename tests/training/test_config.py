@@ -11,7 +11,7 @@ from parl_core.envs.tabular.problems.four_rooms import four_rooms_mdp
 from parl_core.envs.tabular.problems.rand_mdp import DISCOUNT
 from parl_core.errors import ConfigError, UnknownNameError
 from parl_core.rl.sac import SACConfig
-from parl_core.training.config import ImplicitConfig, RewardConfig, TrainConfig, from_dict, to_dict
+from parl_core.training.config import ALGORITHMS, ImplicitConfig, RewardConfig, TrainConfig, flatten, from_dict, to_dict
 from parl_core.training.presets import preset
 
 TABULAR = ("tabular/four-rooms", "tabular/rand-mdp")
@@ -19,7 +19,7 @@ TASKS = ("dm_control/walker-walk", "metaworld/door-open", "metaworld/button-pres
 
 
 @pytest.mark.parametrize("env", [*TASKS, *TABULAR, "dm_control/cheetah-run"])
-@pytest.mark.parametrize("algorithm", ["oracle", "pebble", "a-parl"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("name", ["cpu", "paper"])
 def test_every_preset_is_valid_and_round_trips(env, algorithm, name):
     config = preset(env, algorithm, name)
@@ -28,20 +28,99 @@ def test_every_preset_is_valid_and_round_trips(env, algorithm, name):
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
-def test_paper_presets_hold_the_published_numbers():
-    walker, door, button = (preset(env, "pebble", "paper") for env in TASKS)
-    assert (walker.steps, walker.sac.hidden, walker.sac.batch_size) == (500_000, (1024, 1024), 1024)
-    assert (walker.sac.actor_learning_rate, walker.sac.critic_learning_rate) == (5e-4, 5e-4)
-    assert (walker.reward.session_interval, walker.reward.max_epochs) == (20_000, 50)
-    assert (walker.reward.label_budget, walker.reward.labels_per_session) == (1000, 100)
-    assert (door.steps, door.sac.hidden, door.sac.batch_size) == (1_000_000, (256, 256, 256), 512)
-    assert (door.reward.session_interval, door.reward.max_epochs) == (5000, 10)
-    assert (door.reward.label_budget, door.reward.labels_per_session) == (4000, 50)
-    assert (button.reward.label_budget, button.reward.labels_per_session) == (20_000, 100)
-    for config in (walker, door, button):
-        assert config.first_session == 10_000
-    oracle = preset("dm_control/walker-walk", "oracle", "paper")
-    assert (oracle.steps, oracle.random_steps, oracle.pretrain_steps) == (1_000_000, 5000, 0)
+PUBLISHED = {
+    "random_steps": 1000,
+    "pretrain_steps": 9000,
+    "updates_after_reset": 100,
+    "update_interval": 1,
+    "replay_capacity": 1_000_000,
+    "eval_interval": 10_000,
+    "eval_episodes": 10,
+    "num_envs": 1,
+    "bpref_compat": False,
+    "sac.discount": 0.99,
+    "sac.polyak": 0.005,
+    "sac.target_update_interval": 2,
+    "sac.initial_temperature": 0.1,
+    "sac.temperature_learning_rate": 1e-4,
+    "reward.hidden": (256, 256, 256),
+    "reward.members": 3,
+    "reward.learning_rate": 3e-4,
+    "reward.batch_size": 128,
+    "reward.segment_length": 50,
+    "reward.accuracy_target": 0.97,
+    "reward.sampler": "disagreement",
+    "reward.schedule": "constant",
+    "reward.pool_episodes": 100,
+    "surf.crop": 5,
+    "surf.threshold": 0.99,
+    "surf.weight": 1.0,
+    "surf.unlabelled_batch_ratio": 4,
+    "surf.pool_capacity": 500_000,
+    "teacher.beta": -1.0,
+    "teacher.discount": 1.0,
+    "teacher.mistake": 0.0,
+    "teacher.skip": 0.0,
+    "teacher.equal": 0.0,
+}
+"""Of PEBBLE, B-Pref and SURF on every task."""
+WALKER = {
+    "steps": 500_000,
+    "sac.hidden": (1024, 1024),
+    "sac.batch_size": 1024,
+    "sac.actor_learning_rate": 5e-4,
+    "sac.critic_learning_rate": 5e-4,
+    "reward.session_interval": 20_000,
+    "reward.max_epochs": 50,
+    "reward.label_budget": 1000,
+    "reward.labels_per_session": 100,
+}
+DOOR = {
+    "steps": 1_000_000,
+    "sac.hidden": (256, 256, 256),
+    "sac.batch_size": 512,
+    "sac.actor_learning_rate": 3e-4,
+    "sac.critic_learning_rate": 3e-4,
+    "reward.session_interval": 5000,
+    "reward.max_epochs": 10,
+    "reward.label_budget": 4000,
+    "reward.labels_per_session": 50,
+}
+BUTTON = {**DOOR, "reward.label_budget": 20_000, "reward.labels_per_session": 100}
+
+
+@pytest.mark.parametrize(("env", "numbers"), zip(TASKS, (WALKER, DOOR, BUTTON), strict=True))
+def test_paper_presets_hold_the_published_numbers(env, numbers):
+    epochs, ratio = (1000, 100) if numbers is WALKER else (20, 10)
+    surf = {"reward.max_epochs": epochs, "surf.inv_label_ratio": ratio}
+    oracle = {"random_steps": 5000, "pretrain_steps": 0, "steps": 1_000_000}
+    for algorithm, changes in {"pebble": {}, "surf": surf, "a-parl": {}, "oracle": oracle}.items():
+        config = flatten(to_dict(preset(env, algorithm, "paper")))
+        expected = {**PUBLISHED, **numbers, **changes}
+        assert {name: config[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("env", "labels", "session"),
+    [
+        *[(TASKS[0], *pair) for pair in ((100, 10), (500, 50), (1000, 100))],
+        *[(TASKS[1], *pair) for pair in ((1000, 10), (4000, 50))],
+        *[(TASKS[2], *pair) for pair in ((10_000, 50), (20_000, 100))],
+    ],
+)
+def test_a_published_budget_brings_its_session_size(env, labels, session):
+    for algorithm in ("pebble", "surf", "a-parl"):
+        config = preset(env, algorithm, "paper", labels)
+        reward = replace(config.reward, label_budget=labels, labels_per_session=session)
+        assert config == replace(preset(env, algorithm, "paper"), reward=reward)
+
+
+def test_a_budget_that_nobody_published_is_refused():
+    with pytest.raises(ConfigError, match="paper on dm_control/walker-walk 100, 500, 1000, got 200; "):
+        preset(TASKS[0], "pebble", "paper", 200)
+    for env, name in ((TASKS[0], "cpu"), ("dm_control/cheetah-run", "paper"), (TABULAR[0], "paper")):
+        with pytest.raises(ConfigError, match=f"preset {name} on {env} nothing, got 1000"):
+            preset(env, "pebble", name, 1000)
 
 
 @pytest.mark.parametrize("name", ["cpu", "paper"])

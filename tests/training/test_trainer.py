@@ -13,6 +13,7 @@ from parl_core.envs.tabular.environment import TabularEnvironment, TabularTask
 from parl_core.envs.vector import SerialEnvironments
 from parl_core.errors import ConfigError
 from parl_core.preference.samplers import SAMPLERS
+from parl_core.preference.semi_supervised import SurfConfig
 from parl_core.training.checkpoint import load_checkpoint as load
 from parl_core.training.checkpoint import save_checkpoint as save
 from parl_core.training.config import ImplicitConfig
@@ -344,6 +345,35 @@ def test_surf_keeps_wider_windows_than_the_teacher_sees():
     judged = torch.cat([torch.stack((a.observations, b.observations), 1) for a, b in seen])
     assert torch.equal(judged, stored[:, :, 2:-2, :2])
     assert len(trainer.upper.pool) == 3 * len(stored)
+
+
+def test_a_session_that_draws_more_unlabelled_pairs_than_are_kept_fills_the_pool():
+    trainer = make("surf", surf=SurfConfig(crop=2, inv_label_ratio=3, pool_capacity=20))
+    list(trainer.run())
+    assert len(trainer.upper.pool) == 20
+
+
+def test_a_reward_that_is_the_same_everywhere_has_foretold_nothing():
+    class PrefersTheFirst:
+        def label(self, first, second):
+            return torch.zeros(len(first.true_rewards))
+
+        def episode_ended(self, true_return, length):
+            pass
+
+    trainer = trainer_of(tiny_config("pebble"), lambda seed: PointMass("point-mass", seed), PrefersTheFirst())
+    fit = trainer.upper.learner.fit
+
+    def fit_and_forget(*arguments):
+        result = fit(*arguments)
+        with torch.no_grad():
+            for param in trainer.upper.reward.parameters():
+                param.zero_()
+        return result
+
+    trainer.upper.learner.fit = fit_and_forget
+    sessions = [event for event in trainer.run() if isinstance(event, SessionEnded)]
+    assert [session.fresh_accuracy for session in sessions] == [None, 0.0, 0.0]
 
 
 def test_seeds_are_distinct_and_valid():
