@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import io
 import json
 import math
@@ -99,6 +100,7 @@ def test_a_comparison_leaves_its_files_and_says_what_they_hold(whole):
     assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
     page = (whole / "table.md").read_text()
     assert page.startswith("`parl compare --seeds 2`\n\nComputed 20")
+    assert f"mujoco {importlib.metadata.version('mujoco')}" in page  # a simulator decides the numbers
     assert "| pebble " in page
 
 
@@ -146,6 +148,14 @@ def test_without_the_runs_the_files_are_enough(copy, whole):
     (copy / "metrics.csv").write_text("env,algorithm,seed,step,true_return,success_rate,labels\n")
     with pytest.raises(RunFolderError, match="do not belong together"):
         run(copy)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "results.csv", "table.md"])
+def test_with_the_runs_what_was_made_of_them_is_not_needed(copy, whole, name):
+    """Nobody is told to remove hours of work for a file that can be written anew."""
+    (copy / name).unlink()
+    assert "ended" not in run(copy)
+    assert (copy / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_an_interrupted_comparison_goes_on_from_the_checkpoints(whole, tmp_path, monkeypatch):
