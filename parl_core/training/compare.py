@@ -26,7 +26,7 @@ from .run_folder import RunFolder
 from .train import Options, resume, train
 from .trainer import Evaluated, Event
 
-_LONGEST_FIRST = ("a-parl", "surf", "pebble", "oracle")
+_LONGEST_FIRST = ("surf", "a-parl", "pebble", "oracle")
 _REPORT_PAUSE = 0.5
 """Seconds between two reports of a run, at least."""
 
