@@ -20,6 +20,9 @@ _VERSIONED = ("parl_core", "kernels", "csrc", "bindings")
 FACTS = frozenset({"commit", "dirty", "date", "parl_core", "python", "numpy", "torch", "numba", "cpu"})
 """What `describe_environment` tells."""
 
+SIMULATORS = ("gymnasium", "mujoco", "dm_control", "metaworld")
+"""Packages whose versions decide what an environment does."""
+
 
 def describe_environment() -> dict[str, Any]:
     """Commit, date, versions and processor, as JSON scalars; None where something is not there or cannot be known."""

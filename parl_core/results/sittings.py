@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ..provenance import SIMULATORS
+
 
 class Sitting(NamedTuple):
     """One time that a folder was worked on."""
@@ -37,11 +39,11 @@ def commits(sittings: Sequence[Sitting]) -> str:
 
 
 def versions(sittings: Sequence[Sitting]) -> str:
-    """Of Python and of the packages that were there."""
+    """Of Python and of the packages that were there; simulators, where they are told of, come last."""
     named = (("Python", "python"), ("NumPy", "numpy"), ("torch", "torch"), ("numba", "numba"))
     parts = []
-    for name, key in named:
-        values = [sitting.environment[key] for sitting in sittings]
+    for name, key in (*named, *zip(SIMULATORS, SIMULATORS, strict=True)):
+        values = [sitting.environment.get(key) for sitting in sittings]
         if any(values):
             parts.append(f"{name} {_joined(value or 'none' for value in values)}")
     return ", ".join(parts)

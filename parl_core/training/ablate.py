@@ -47,8 +47,9 @@ NOTE = (
     "the implicit term of a session's own data and that of {steps} fresh environment steps at the same policy and reward, "
     "by the curvature that the column says: Fisher's, which is definite everywhere and right at the lower level's optimum, "
     "or the full Hessian, which is that of the policy as it is. Two halves of a reference agree by a cosine of {fisher} "
-    "(Fisher) and {score} (full): where that is near 0, the reference is noise too. Weight is what training would give the "
-    "term by the agreement of two halves of its data; length is the median, relative to the direct term's."
+    "(Fisher) and {score} (full): where that is near 0, the reference is noise too. Weight is what the agreement of two "
+    "halves of a session's data would give the term by itself, while training takes its running mean over sessions, which "
+    "may be negative; length is the median, relative to the direct term's."
 )
 
 

@@ -41,7 +41,7 @@ class Alignment:
     cosine_score: float
     """With the reference by the full Hessian."""
     signal: float
-    """The weight that training would give the term."""
+    """The weight that training would give the term if nothing were known but this session's data."""
     to_direct: float
     """‖implicit‖ / ‖direct‖, the direct term being the cross-entropy's on the same pairs."""
     seconds: float

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from ..errors import ConfigError, Interrupted
 from ..files import lock_folder, write_atomically
-from ..provenance import describe_environment
+from ..provenance import SIMULATORS, describe_environment, version
 from ..results.tables import to_text
 from ..workers import Failed, Report, Task, TaskError, run_tasks
 from .compare_folder import ComparisonFolder, read_json, write_json
@@ -27,8 +26,7 @@ from .run_folder import RunFolder
 from .train import Options, resume, train
 from .trainer import Evaluated, Event
 
-_LONGEST_FIRST = ("a-parl", "surf", "pebble", "oracle")
-_SIMULATORS = ("mujoco", "dm_control", "metaworld", "gymnasium")
+_LONGEST_FIRST = ("surf", "a-parl", "pebble", "oracle")
 _REPORT_PAUSE = 0.5
 """Seconds between two reports of a run, at least."""
 
@@ -136,7 +134,8 @@ def _train(
     left: list[Task] = [{"run": name} for name in runs if name not in done]
     if not left:
         return []
-    work = partial(train_run, runs, folder.path / "runs", {**describe_environment(), **_simulators(), "jobs": jobs})
+    facts = {**describe_environment(), **{name: version(name) for name in SIMULATORS}, "jobs": jobs}
+    work = partial(train_run, runs, folder.path / "runs", facts)
     ended, failures = len(done), list[str]()
     try:
         with (
@@ -163,14 +162,6 @@ def _keep_failure(error: TaskError, file: Path) -> str:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, (error.details or f"{error}\n").encode())
     return f"{error} ({file})"
-
-
-def _simulators() -> dict[str, str | None]:
-    versions: dict[str, str | None] = dict.fromkeys(_SIMULATORS)
-    for name in _SIMULATORS:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
 
 
 def _say(console: Console, text: str) -> None:

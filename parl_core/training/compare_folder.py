@@ -67,10 +67,11 @@ class ComparisonFolder:
 
     def done(self) -> dict[str, Run]:
         """The runs that are done by name: from their folders, or where runs/ is gone from the comparison's own files."""
-        kept = self._kept()
+        paths = {name: self.run_path(name) for name in self._configs}
+        kept = {} if all(path.exists() for path in paths.values()) else self._kept()
         done = {}
         for name, config in self._configs.items():
-            path = self.run_path(name)
+            path = paths[name]
             if RunFolder(path).summarised_steps() == config.steps and RunFolder.open(path)[1] == config:
                 sittings = read_json(path / "sittings.json")
                 done[name] = Run(config.env, config.algorithm, config.seed, read_metrics(path), sittings)

@@ -15,7 +15,7 @@ from .config import ALGORITHMS
 from .statistics import aligned, area_under_curve, bootstrap_iqm, first_reached, interquartile_mean
 
 SHARES = (50, 75, 90)
-"""Per cent of the Oracle's final return that a curve is watched for."""
+"""Per cent of what the Oracle ends at that a curve is watched for."""
 NOTHING = "–"
 
 
@@ -52,6 +52,11 @@ class Run:
         """True return of its last evaluation."""
         return self.rows[-1]["true_return"]
 
+    @property
+    def final_success(self) -> float | None:
+        """Success rate of its last evaluation; None where the environment reports no success."""
+        return self.rows[-1].get("success_rate")
+
 
 def run_name(env: str, algorithm: str, seed: int) -> str:
     """Of a run of a comparison."""
@@ -77,33 +82,41 @@ def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
     mean with a 95% bootstrap interval. `percent_of_oracle` compares the interquartile means. `area_under_curve` is the mean
     return over the evaluations' span of steps, averaged over runs. `steps_to_50` is the first step at which the
     interquartile mean of the runs' returns is at or above half of the Oracle's final one, `labels_to_50` the labels
-    that had been used by then, a mean over runs.
+    that had been used by then, a mean over runs. `success_…` is the same of the success rate.
     """
     rows = []
     for env, algorithms in grouped(runs).items():
-        oracle = _oracle_return(algorithms)
+        oracle, success = _oracle_return(algorithms), _oracle_success(algorithms)
         for algorithm, group in algorithms.items():
-            rows.append({"env": env, "algorithm": algorithm, "runs": len(group), **_numbers(group, oracle)})
+            numbers = _numbers(group, oracle, success)
+            rows.append({"env": env, "algorithm": algorithm, "runs": len(group), **numbers})
     return rows
 
 
 def _oracle_return(algorithms: Mapping[str, Sequence[Run]]) -> float | None:
     """What returns are compared with; None where there is no Oracle, or none with a positive return."""
-    if "oracle" not in algorithms:
-        return None
-    value = float(interquartile_mean([run.final_return for run in algorithms["oracle"]]))
+    return _goal([run.final_return for run in algorithms.get("oracle", ())])
+
+
+def _oracle_success(algorithms: Mapping[str, Sequence[Run]]) -> float | None:
+    """What success rates are compared with; None where there is no Oracle, or none that succeeds."""
+    return _goal(_final_successes(algorithms.get("oracle", ())))
+
+
+def _goal(finals: Sequence[float]) -> float | None:
+    value = float(interquartile_mean(finals)) if finals else 0.0
     return value if value > 0 else None
 
 
-def _numbers(group: Sequence[Run], oracle: float | None) -> dict[str, Any]:
-    finals = [run.final_return for run in group]
+def _final_successes(group: Sequence[Run]) -> list[float]:
+    return [run.final_success for run in group if run.final_success is not None]
+
+
+def _numbers(group: Sequence[Run], oracle: float | None, oracle_success: float | None) -> dict[str, Any]:
+    finals, success = [run.final_return for run in group], _final_successes(group)
     interval = bootstrap_iqm([finals])
-    steps, returns = aligned([run.rows for run in group], "true_return")
-    labels = aligned([run.rows for run in group], "labels")[1].mean(axis=0)
-    curve = interquartile_mean(returns)
-    reached = {share: first_reached(curve, oracle * share / 100) if oracle else None for share in SHARES}
-    success = [run.rows[-1]["success_rate"] for run in group if "success_rate" in run.rows[-1]]
     rates = [run.steps_per_second for run in group if run.steps_per_second is not None]
+    by_success = _what_it_takes(group, "success_rate", oracle_success)
     return {
         "final_mean": float(np.mean(finals)),
         "final_std": _deviation(finals),
@@ -111,18 +124,41 @@ def _numbers(group: Sequence[Run], oracle: float | None) -> dict[str, Any]:
         "final_iqm_low": float(interval.low),
         "final_iqm_high": float(interval.high),
         "percent_of_oracle": 100 * float(interval.value) / oracle if oracle else None,
-        "area_under_curve": float(np.mean([_area(run) for run in group])),
-        **{f"steps_to_{share}": None if at is None else int(steps[at]) for share, at in reached.items()},
-        **{f"labels_to_{share}": None if at is None else float(labels[at]) for share, at in reached.items()},
+        "area_under_curve": _mean_area(group, "true_return"),
+        **_what_it_takes(group, "true_return", oracle),
         "success_mean": float(np.mean(success)) if success else None,
         "success_std": _deviation(success),
+        "success_area_under_curve": _mean_area(group, "success_rate"),
+        **{f"success_{name}": value for name, value in by_success.items()},
         "wall_seconds": float(np.mean([run.seconds for run in group])),
         "steps_per_second": float(np.mean(rates)) if rates else None,
     }
 
 
-def _area(run: Run) -> float:
-    return area_under_curve([row["step"] for row in run.rows], [row["true_return"] for row in run.rows])
+def _what_it_takes(group: Sequence[Run], column: str, goal: float | None) -> dict[str, float | None]:
+    """Steps and labels to shares of `goal`; without one, or where it is never reached, None."""
+    steps, values = aligned([run.rows for run in group], column)
+    curve = interquartile_mean(values)
+    reached = [first_reached(curve, goal * share / 100) if goal else None for share in SHARES]
+    at = [None if index is None else int(steps[index]) for index in reached]
+    return {
+        **{f"steps_to_{share}": step for share, step in zip(SHARES, at, strict=True)},
+        **{
+            f"labels_to_{share}": None if step is None else _mean_labels(group, step)
+            for share, step in zip(SHARES, at, strict=True)
+        },
+    }
+
+
+def _mean_labels(group: Sequence[Run], step: int) -> float:
+    return float(np.mean([row["labels"] for run in group for row in run.rows if row["step"] == step]))
+
+
+def _mean_area(group: Sequence[Run], column: str) -> float | None:
+    """Mean over the runs that have the column at all."""
+    curves = [[(row["step"], row[column]) for row in run.rows if column in row] for run in group]
+    areas = [area_under_curve(*zip(*curve, strict=True)) for curve in curves if curve]
+    return float(np.mean(areas)) if areas else None
 
 
 def _deviation(values: Sequence[float]) -> float | None:
@@ -136,18 +172,20 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     for env in dict.fromkeys(row["env"] for row in rows):
         of_env = [row for row in rows if row["env"] == env]
         made += [_reached_table(env, of_env), _cost_table(env, of_env)]
+        if _reports_success(of_env):
+            made.append(_success_table(env, of_env))
     overall = _overall_table(runs)
     return [*made, overall] if overall else made
 
 
+def _reports_success(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(row["success_mean"] is not None for row in rows)
+
+
 def _reached_table(env: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    with_success = any(row["success_mean"] is not None for row in rows)
     return Table(
         title=f"{env}: true return",
-        columns=(
-            *("algorithm", "runs", "final, mean ± std", "IQM [95% CI]", "% of Oracle", "area under curve"),
-            *(["success"] if with_success else []),
-        ),
+        columns=(*("algorithm", "runs", "final, mean ± std", "IQM [95% CI]", "% of Oracle", "area under curve"),),
         rows=tuple(
             (
                 row["algorithm"],
@@ -156,39 +194,58 @@ def _reached_table(env: str, rows: Sequence[Mapping[str, Any]]) -> Table:
                 f"{_number(row['final_iqm'])} [{_number(row['final_iqm_low'])}, {_number(row['final_iqm_high'])}]",
                 _number(row["percent_of_oracle"], digits=0),
                 _number(row["area_under_curve"]),
-                *([_success(row)] if with_success else []),
             )
             for row in rows
         ),
         note="Final: each run's last evaluation. IQM: interquartile mean over runs, with its bootstrap interval, too short "
         "where there are few runs. % of Oracle: of the IQMs, where the Oracle's is positive. Area under the curve of each "
-        "run's evaluations, divided by the steps they span."
-        + (" Success: at any step of an episode." if with_success else ""),
+        "run's evaluations, divided by the steps they span.",
     )
 
 
-def _cost_table(env: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    def reached(what: str, row: Mapping[str, Any]) -> list[str]:
-        return [_number(row[f"{what}_to_{share}"], digits=0) for share in SHARES]
+_SHARE_COLUMNS = (*(f"steps to {share}%" for share in SHARES), *(f"labels to {share}%" for share in SHARES))
+_SHARES_NOTE = (
+    "Steps and labels at the first evaluation at which the IQM over runs is at or above a share of the Oracle's final IQM, "
+    f"without interpolation; {NOTHING} where it never is."
+)
 
+
+def _shares(row: Mapping[str, Any], prefix: str = "") -> list[str]:
+    return [_number(row[f"{prefix}{what}_to_{share}"], digits=0) for what in ("steps", "labels") for share in SHARES]
+
+
+def _cost_table(env: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         title=f"{env}: what it takes",
-        columns=(
-            *("algorithm", *(f"steps to {share}%" for share in SHARES), *(f"labels to {share}%" for share in SHARES)),
-            *("wall time", "env steps/s"),
-        ),
+        columns=("algorithm", *_SHARE_COLUMNS, "wall time", "env steps/s"),
         rows=tuple(
             (
                 row["algorithm"],
-                *reached("steps", row),
-                *reached("labels", row),
+                *_shares(row),
                 clock(row["wall_seconds"]),
                 _number(row["steps_per_second"], digits=0),
             )
             for row in rows
         ),
-        note="Steps and labels at the first evaluation at which the IQM over runs is at or above a share of the Oracle's "
-        f"final IQM, without interpolation; {NOTHING} where it never is. Wall time of one run, a mean, beside the others.",
+        note=f"{_SHARES_NOTE} Wall time of one run, a mean, beside the others.",
+    )
+
+
+def _success_table(env: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Apart from the return, which can rise without any success."""
+    return Table(
+        title=f"{env}: success rate",
+        columns=("algorithm", "final, mean ± std", "area under curve", *_SHARE_COLUMNS),
+        rows=tuple(
+            (
+                row["algorithm"],
+                _percent(row["success_mean"], row["success_std"]),
+                _percent(row["success_area_under_curve"]),
+                *_shares(row, "success_"),
+            )
+            for row in rows
+        ),
+        note=f"Success: at any step of an episode. {_SHARES_NOTE}",
     )
 
 
@@ -231,11 +288,10 @@ def _with_deviation(mean: float, deviation: float | None) -> str:
     return _number(mean) if deviation is None else f"{_number(mean)} ± {_number(deviation, digits)}"
 
 
-def _success(row: Mapping[str, Any]) -> str:
-    if row["success_mean"] is None:
+def _percent(share: float | None, deviation: float | None = None) -> str:
+    if share is None:
         return NOTHING
-    mean = f"{100 * row['success_mean']:.0f}%"
-    return mean if row["success_std"] is None else f"{mean} ± {100 * row['success_std']:.0f}%"
+    return f"{100 * share:.0f}%" + ("" if deviation is None else f" ± {100 * deviation:.0f}%")
 
 
 def _number(value: float | None, digits: int | None = None) -> str:

@@ -9,10 +9,17 @@ approximations are made, all of them visible in the configuration:
 3. The lower level is SAC's current policy, not its optimum.
 
 The estimate ĝ is a product of averages over few steps, and mostly noise. What is known of it is measured at each refresh:
-the data are cut into two halves that share no step, whose own estimates g₁ and g₂ are independent, so that
-E[g₁·g₂] = |E g|². Of all multiples of ĝ, the one by |E g|² / E|ĝ|² has the least expected squared error (Wiener's factor;
-1 − stderr²/|ĝ|² is the same in other words). Single values of g₁·g₂ / |ĝ|² scatter about it by several tenths, so that
-the term is weighed by their running mean over refreshes and sessions, and left out where that is negative.
+the data are cut into two halves that share no step, with estimates g₁ and g₂ of their own. Were these independent and as
+large as ĝ in the mean, E[g₁·g₂] would be |E g|². Of all multiples of ĝ, the one by |E g|² / E|ĝ|² has the least expected
+squared error (Wiener's factor; 1 − stderr²/|ĝ|² is the same in other words). Single values of g₁·g₂ / |ĝ|² scatter by
+several tenths, so that the term is weighed by their running mean over refreshes and sessions, and left out where that is
+negative. The weight is an approximation itself:
+
+- Two halves of one episode are not quite independent, which makes it too large; with `on_policy_share` 0 the pairs may
+  even share steps.
+- ĝ contains what the halves have in common, so that the mean of the ratios is below the ratio of the means: by nearly
+  .1 where single ones scatter by .4, in products of a Gaussian matrix and vector. It errs on the side of no implicit term.
+- Refreshes of one session see the same data: only those of other sessions are new evidence.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..errors import ConfigError, RunFolderError
 from ..files import write_atomically
-from ..provenance import describe_environment, version
+from ..provenance import SIMULATORS, describe_environment, version
 from .checkpoint import MANIFEST, load_checkpoint, save_checkpoint
 from .config import TrainConfig, from_dict, to_dict
 
@@ -45,9 +45,6 @@ COLUMNS = (
     "critic_loss",
 )
 """Of metrics.csv, one row per evaluation; a cell is empty where the quantity does not exist."""
-
-SIMULATORS = ("gymnasium", "mujoco", "dm_control", "metaworld")
-"""Packages whose versions decide what an environment does."""
 
 Row = dict[str, float | int | None]
 

@@ -12,8 +12,8 @@ def run(algorithm, seed, returns, env="a/b", labels=(0, 8, 16), success=None, se
     rows = [
         {"step": 100.0 * (k + 1), "true_return": value, "labels": float(labels[k])} for k, value in enumerate(returns)
     ]
-    if success is not None:
-        rows[-1]["success_rate"] = success
+    for row, rate in zip(rows, success or ()):  # noqa: B905, it may be too short or none
+        row["success_rate"] = rate
     sittings = [
         {"from_step": 0, "to_step": 150, "seconds": seconds[0]},
         {"from_step": 150, "to_step": 300, "seconds": seconds[1]},
@@ -59,11 +59,30 @@ def test_the_tables_say_so():
     reached, cost = tables([*ORACLE, *PEBBLE])
     assert reached.rows[1] == ("pebble", "2", "90.0 ± 42.4", "90.0 [60.0, 120.0]", "75", "52.5")
     assert cost.rows[1] == ("pebble", "200", "300", "–", "8", "16", "–", "10 s", "30")
-    single = tables([run("a-parl", 0, (1.0, 2.0, 3.0), success=0.5)])[0]
-    assert single.columns[-1] == "success"
-    assert single.rows == (("a-parl", "1", "3.000", "3.000 [3.000, 3.000]", "–", "2.000", "50%"),)
-    both = [run("pebble", seed, (1.0, 2.0, 3.0), success=share) for seed, share in enumerate((0.4, 0.8))]
-    assert tables(both)[0].rows[0][-1] == "60% ± 28%"
+    single, _ = tables([run("a-parl", 0, (1.0, 2.0, 3.0))])
+    assert single.rows == (("a-parl", "1", "3.000", "3.000 [3.000, 3.000]", "–", "2.000"),)
+
+
+def test_success_is_watched_apart_from_the_return():
+    """The Oracle ends at 80%, pebble's mean curve is 0, 45%, 60%: half of it at 200 steps, three quarters at 300."""
+    oracle = [run("oracle", 0, (9.0, 9.0, 9.0), labels=(0, 0, 0), success=(0.0, 0.4, 0.8))]
+    pebble = [
+        run("pebble", 0, (9.0, 9.0, 9.0), success=(0.0, 0.2, 0.4)),
+        run("pebble", 1, (9.0, 9.0, 9.0), labels=(4, 9, 16), success=(0.0, 0.7, 0.8)),
+    ]
+    reached, cost, success = tables([*oracle, *pebble])
+    assert reached.rows[1][-2] == "100"  # of the Oracle's return, from the first evaluation on
+    assert cost.rows[1][1:4] == ("100", "100", "100")
+    assert success.title == "a/b: success rate"
+    assert success.rows == (
+        ("oracle", "80%", "40%", "200", "300", "300", "0", "0", "0"),
+        ("pebble", "60% ± 28%", "38%", "200", "300", "–", "8", "16", "–"),
+    )
+    row = results([*oracle, *pebble])[1]
+    assert row["success_area_under_curve"] == pytest.approx((0.2 + 0.55) / 2)
+    assert row["success_labels_to_50"] == 8.5
+    helpless = tables([run("oracle", 0, (9.0, 9.0, 9.0), success=(0.0, 0.0, 0.0)), *pebble])[-1]
+    assert helpless.rows[1][3:] == ("–",) * 6  # no share of nothing
 
 
 def test_several_environments_are_taken_together_each_by_its_oracle():

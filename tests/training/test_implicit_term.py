@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import numpy as np
 import pytest
 import torch
@@ -135,6 +137,25 @@ def test_the_weight_of_a_known_signal_in_known_noise():
         found.append(agreement(draws.mean(0), *halves))
     # Each has a standard deviation of about 2·125/√2000/145 = .04, their mean .003: a false alarm in 10⁻¹⁵ runs.
     assert sum(found) / len(found) == pytest.approx(20 / 145, abs=0.025)
+
+
+def test_where_it_scatters_the_mean_weight_is_too_small_by_less_than_a_tenth():
+    """Products of a matrix's and a vector's means over two halves: E[g₁·g₂] / E|ĝ|² is what the weight should be."""
+    generator = torch.Generator().manual_seed(0)
+    matrix, vector = torch.randn(20, 20, generator=generator), torch.randn(20, generator=generator)
+    products, lengths, found = [], [], []
+    for _ in range(3000):
+        matrices = matrix + torch.randn(2, 20, 20, generator=generator)
+        vectors = vector + torch.randn(2, 20, generator=generator)
+        first, second = matrices[0] @ vectors[0], matrices[1] @ vectors[1]
+        estimate = matrices.mean(0) @ vectors.mean(0)
+        products.append(float(first @ second))
+        lengths.append(float(estimate.square().sum()))
+        found.append(agreement(estimate, first, second))
+    spread = statistics.stdev(found)
+    assert 0.3 < spread < 0.45
+    # About .08. The mean's standard error is .4/√3000 = .008 and that of the ratio of means is like it: .04 is 3.5 of both.
+    assert 0.04 < sum(products) / sum(lengths) - statistics.fmean(found) < 0.12
 
 
 def test_the_agreement_lies_between_its_bounds():

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from parl_core.errors import ConfigError, RunFolderError
-from parl_core.provenance import FACTS
-from parl_core.training.run_folder import COLUMNS, SIMULATORS, RunFolder, free_run_path, read_metrics
+from parl_core.provenance import FACTS, SIMULATORS
+from parl_core.training.run_folder import COLUMNS, RunFolder, free_run_path, read_metrics
 from tests.training.point_mass import tiny_config
 
 
