@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import math
@@ -39,8 +40,8 @@ class OwnEnvironment(Environment):
 
     Args:
         name: as `make_env` takes it.
-        function: makes the object from a seed. A `reset` that takes `seed=`, as gymnasium's do, is given the seed at the
-            first reset only.
+        function: makes the object from a seed. A `reset` that takes `seed=` or any keyword, as gymnasium's and its
+            wrappers' do, is given the seed at the first reset only.
         seed: 0 ≤ seed < 2³².
 
     Raises:
@@ -76,10 +77,11 @@ class OwnEnvironment(Environment):
             close()
 
     def _state(self) -> dict[str, Any]:
-        return {"own": self._environment.state(), "seed": self._seed}
+        # Copies, here and below: what the object goes on writing to must not change what was saved, nor the reverse.
+        return {"own": copy.deepcopy(self._environment.state()), "seed": self._seed}
 
     def _set_state(self, state: Mapping[str, Any]) -> None:
-        self._environment.set_state(state["own"])
+        self._environment.set_state(copy.deepcopy(state["own"]))
         self._seed = state["seed"]
 
     def _reset(self) -> npt.NDArray[np.float32]:
@@ -174,7 +176,9 @@ def _functions(module: Any) -> list[str]:
 
 
 def _takes_seed(reset: Callable[..., Any]) -> bool:
-    return "seed" in inspect.signature(reset).parameters
+    parameters = inspect.signature(reset).parameters
+    # A wrapper's reset(**kwargs) hands on whatever it is given.
+    return "seed" in parameters or any(taken.kind is inspect.Parameter.VAR_KEYWORD for taken in parameters.values())
 
 
 def _box(name: str, environment: Any, attribute: str, instead_of: str) -> Any:

@@ -124,7 +124,8 @@ def make_environments(name: str | MakeEnvironment, seeds: Sequence[int], workers
         workers: processes to spread them over, at most n; 0 keeps them in this one.
 
     Raises:
-        ValueError: no seeds, fewer than 0 workers, or a callable that cannot be handed to a process.
+        ValueError: no seeds, fewer than 0 workers, a callable that cannot be handed to a process, or environments whose
+            sizes differ.
         ParlError: what `make_env` raises, from a worker too.
     """
     if not seeds:
@@ -141,7 +142,7 @@ class SerialEnvironments(Environments):
 
     def __init__(self, environments: Sequence[Environment]) -> None:
         self._environments = list(environments)
-        super().__init__(_sizes(self._environments[0]), len(self._environments))
+        super().__init__(_common([_sizes(environment) for environment in self._environments]), len(self._environments))
 
     def state(self) -> list[dict[str, Any]]:
         return [environment.state() for environment in self._environments]
@@ -197,11 +198,11 @@ class ProcessEnvironments(Environments):
                     theirs.close()  # so that the pipe ends with the process
                     self._channels.append(ours)
                     self._processes.append(process)
-            sizes = self._answers(range(len(self._channels)))
+            sizes = _common(self._answers(range(len(self._channels))))
         except BaseException:
             self.close()
             raise
-        super().__init__(sizes[0], len(seeds))
+        super().__init__(sizes, len(seeds))
 
     def state(self) -> list[dict[str, Any]]:
         return [state for states in self._ask("state", [None] * len(self._channels)) for state in states]
@@ -299,8 +300,26 @@ class _RemoteTraceback(Exception):
 _NOTHING = object()
 
 
-def _sizes(environment: Environment) -> _Sizes:
+def _sizes(environment: Environment | Environments) -> _Sizes:
     return _Sizes(*(getattr(environment, field) for field in _Sizes._fields))
+
+
+def _common(sizes: Sequence[_Sizes]) -> _Sizes:
+    """What all environments of a task have alike.
+
+    Raises:
+        ValueError: they differ.
+    """
+    first = sizes[0]
+    for other in sizes[1:]:
+        differing = [field for field, one, two in zip(_Sizes._fields, first, other, strict=True) if one != two]
+        if differing:
+            field = differing[0]
+            raise ValueError(
+                f"{first.name}: environments of all seeds must have the same {field}, "
+                f"got {getattr(first, field)} and {getattr(other, field)}"
+            )
+    return first
 
 
 def _work(name: str | MakeEnvironment, seeds: Sequence[int], channel: Connection) -> None:
@@ -309,13 +328,19 @@ def _work(name: str | MakeEnvironment, seeds: Sequence[int], channel: Connection
     with suppress(EOFError, OSError):
         try:
             environments = SerialEnvironments([make_env(name, seed) for seed in seeds])
-            channel.send(_sizes(environments._environments[0]))
+            channel.send(_sizes(environments))
         except Exception as error:
             channel.send(_failure(error))
             return
         while True:
             method, argument = channel.recv()
-            channel.send(_outcome(environments, method, argument))
+            outcome = _outcome(environments, method, argument)
+            try:
+                channel.send(outcome)
+            except OSError:
+                raise  # the parent is no more
+            except Exception as error:  # nothing has been sent of what cannot be pickled
+                channel.send(_failure(error))
     if environments is not None:
         environments.close()
 

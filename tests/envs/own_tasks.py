@@ -39,6 +39,34 @@ class SavedDrift(Drift):
         self.random.bit_generator.state = state["random"]
 
 
+class SharedDrift(Drift):
+    """State methods that hand out, and take over, the very array that the steps write to."""
+
+    def state(self):
+        return {"point": self.point}
+
+    def set_state(self, state):
+        self.point = state["point"]
+
+
+class SecretiveDrift(Drift):
+    """A state that no process can send to another."""
+
+    def state(self):
+        return {"next": lambda: self.random.normal()}
+
+    def set_state(self, state):
+        pass
+
+
+class Longer(Drift):
+    """Episodes as long as the seed says."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.horizon = seed
+
+
 class Dies(Drift):
     def step(self, action):
         os._exit(7)

@@ -9,7 +9,7 @@ import pytest
 from parl_core.envs import make_env
 from parl_core.envs.own import load_function
 from parl_core.errors import NonFiniteError, UnknownNameError
-from tests.envs.own_tasks import Box, Drift, Gym, SavedDrift
+from tests.envs.own_tasks import Box, Drift, Gym, SavedDrift, SharedDrift
 
 
 def test_the_bare_form():
@@ -50,6 +50,16 @@ def test_the_form_of_gymnasium():
     # The first entry is scaled to [-2, 4]; the second has no upper bound and stays, but not below its lower one.
     np.testing.assert_array_equal(made.actions, [[[-2.0, 0.25]], [[4.0, 0.0]], [[1.0, 0.0]]])
     assert {action.dtype for action in made.actions} == {np.dtype(np.float32)}
+
+
+def test_a_wrapper_that_hands_on_any_keyword_is_given_the_seed():
+    made = Gym()
+    inner = made.reset
+    made.reset = lambda **kwargs: inner(**kwargs)
+    env = make_env(lambda seed: made, 11)
+    env.reset()
+    env.reset()
+    assert made.seeds == [11, None]
 
 
 @pytest.mark.parametrize(("ends", "expected"), [((True, False), (True, False)), ((False, True), (False, True))])
@@ -101,6 +111,17 @@ def test_state_with_and_without_the_methods_for_it():
         bare.step([0.0])
     with pytest.raises(ValueError, match=r"it holds an episode, but the environment has no state\(\)"):
         bare.set_state(state)
+
+
+def test_a_state_is_the_environments_no_longer():
+    env = make_env(SharedDrift, 1)
+    env.reset()
+    state = env.state()
+    saved = state["simulator"]["own"]["point"].tolist()
+    env.step([1.0])
+    env.set_state(state)
+    env.step([1.0])
+    assert state["simulator"]["own"]["point"].tolist() == saved
 
 
 @pytest.mark.parametrize(

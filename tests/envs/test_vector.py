@@ -109,6 +109,20 @@ def test_an_error_of_the_task_itself_names_its_line(made):
     assert "interface.py" in str(raised.value.__cause__)
 
 
+def test_an_answer_that_cannot_be_sent_says_why_and_the_worker_lives(made):
+    environments = made("tests.envs.own_tasks:SecretiveDrift", [0, 1], 1)
+    environments.reset()
+    with pytest.raises(Exception, match="lambda"):
+        environments.state()
+    assert environments.reset().shape == (2, 2)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_environments_that_differ_are_refused(workers):
+    with pytest.raises(ValueError, match="Longer: environments of all seeds must have the same horizon, got 3 and 5"):
+        make_environments("tests.envs.own_tasks:Longer", [3, 5], workers)
+
+
 def test_a_worker_that_dies_is_named(made):
     environments = made("tests.envs.own_tasks:Dies", SEEDS, 2)
     environments.reset()
