@@ -140,9 +140,7 @@ def _refuse_changes(before: TrainConfig, now: TrainConfig, path: Path) -> None:
 def _trainer(config: TrainConfig, options: Options) -> Iterator[Trainer]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    source = options.label_source
-    if source is None and config.label_source is not None:
-        source = load_function(config.label_source, "label source")()
+    source = _label_source(config, options)
     task = config.env if options.environment is None else options.environment
     eval_env = make_env(task, seeds(config.seed)["eval_env"])
     try:
@@ -153,6 +151,24 @@ def _trainer(config: TrainConfig, options: Options) -> Iterator[Trainer]:
             envs.close()
     finally:
         eval_env.close()
+
+
+def _label_source(config: TrainConfig, options: Options) -> LabelSource | None:
+    """One of the user's own, if there is one.
+
+    Raises:
+        ConfigError: it lacks a method, which else would show when the first episode is over, or at the first session.
+    """
+    source = options.label_source
+    if source is None and config.label_source is not None:
+        source = load_function(config.label_source, "label source")()
+    lacking = [name for name in ("label", "episode_ended") if not callable(getattr(source, name, None))]
+    if source is not None and lacking:
+        raise ConfigError(
+            "label_source must give an object with label(first, second) and episode_ended(true_return, length), "
+            f"got a {type(source).__name__} without {' and '.join(lacking)}"
+        )
+    return source
 
 
 def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Console, options: Options) -> RunFolder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -97,6 +98,40 @@ def test_a_run_is_not_cut_to_where_it_stands(tmp_path):
     resume(run, 70, QUIET)
     assert [row["step"] for row in read_metrics(run)] == [70]
     assert json.loads((run / "config.json").read_text())["steps"] == 70
+
+
+class Rightmost:
+    """A label source without a state."""
+
+    def label(self, first, second):
+        return (second.observations[:, -1, 0] > first.observations[:, -1, 0]).float()
+
+    def episode_ended(self, true_return, length):
+        pass
+
+
+def test_labels_go_on_from_the_source_they_came_from(tmp_path):
+    run, config = tmp_path / "run", tiny_config("pebble", steps=150)
+    with pytest.raises(Interrupted):
+        train(config, run, QUIET, replace(interrupted_at(120), label_source=Rightmost()))
+    before = (run / "metrics.csv").read_bytes()
+    with pytest.raises(ConfigError, match=r"which had no state_dict: ScriptedTeacher is another"):
+        resume(run, None, QUIET)
+    assert (run / "metrics.csv").read_bytes() == before
+    resume(run, None, QUIET, Options(label_source=Rightmost()))
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "scripted", QUIET, interrupted_at(120))
+    with pytest.raises(ConfigError, match=r"which had a state_dict: Rightmost is another"):
+        resume(tmp_path / "scripted", None, QUIET, Options(label_source=Rightmost()))
+
+
+def test_a_label_source_without_a_method_is_refused_before_the_run_begins(tmp_path):
+    class Forgetful:
+        label = Rightmost.label
+
+    with pytest.raises(ConfigError, match="got a Forgetful without episode_ended"):
+        train(tiny_config("pebble"), tmp_path / "run", QUIET, Options(label_source=Forgetful()))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_anew(tmp_path, monkeypatch):
