@@ -20,6 +20,7 @@ from parl_core.training.compare import compare
 from parl_core.training.display import RunsDisplay
 from parl_core.training.run_folder import RunFolder
 from parl_core.workers import TaskError, do_tasks
+from tests.test_cli import replace_environments
 from tests.training.point_mass import PointMass, tiny_config
 
 FILES = {"comparison.json", "metrics.csv", "results.csv", "table.md", "curves.png", "runs"}
@@ -29,7 +30,7 @@ CONFIGS = [tiny_config(algorithm, steps=200, threads=1) for algorithm in ("oracl
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
     """The runs are done in this process, on a substitute for a simulator."""
-    monkeypatch.setattr("parl_core.training.train.make_env", PointMass)
+    replace_environments(monkeypatch, PointMass)
     monkeypatch.setattr(module, "run_tasks", lambda work, tasks, jobs, heard: do_tasks(work, tasks, heard))
 
 
@@ -46,7 +47,7 @@ def whole(tmp_path_factory):
     """An undisturbed comparison; left as it is."""
     path = tmp_path_factory.mktemp("whole") / "comparison"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("parl_core.training.train.make_env", PointMass)
+        replace_environments(patch, PointMass)
         patch.setattr(display, "_PLAIN_PAUSE", math.inf)  # on a slow machine, too
         patch.setattr(module, "run_tasks", lambda work, tasks, jobs, heard: do_tasks(work, tasks, heard))
         shown = run(path)
@@ -148,8 +149,8 @@ def test_an_interrupted_comparison_goes_on_from_the_checkpoints(whole, tmp_path,
     """Ctrl-C comes to the second run, after a checkpoint."""
     path, real = tmp_path / "comparison", RunFolder.save
 
-    def save(folder, state):
-        real(folder, state)
+    def save(folder, state, step):
+        real(folder, state, step)
         if folder.path.name == "point-mass_pebble_seed1" and state["trainer"]["step"] >= 100:
             raise KeyboardInterrupt
 
@@ -160,7 +161,7 @@ def test_an_interrupted_comparison_goes_on_from_the_checkpoints(whole, tmp_path,
         run(path)
     monkeypatch.setattr(RunFolder, "save", real)
     assert not (path / "table.md").exists()
-    (path / "runs" / "point-mass_pebble_seed1" / "checkpoint.safetensors.partial").write_bytes(b"torn")
+    (path / "runs" / "point-mass_pebble_seed1" / "metrics.csv.partial").write_bytes(b"torn")
     assert "1 of 4 runs ended" in run(path)
     assert (path / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
     sittings = json.loads((path / "comparison.json").read_text())["runs"]["point-mass_pebble_seed1"]["sittings"]
@@ -172,14 +173,14 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(copy, whole):
     """One run lost its summary and its checkpoint is garbage, another is not begun."""
     broken = copy / "runs" / "point-mass_pebble_seed0"
     (broken / "summary.json").unlink()
-    checkpoint = broken / "checkpoint.safetensors"
+    checkpoint = broken / "checkpoint" / "manifest.json"
     kept = checkpoint.read_bytes()
     checkpoint.write_bytes(b"garbage")
     shutil.rmtree(copy / "runs" / "point-mass_oracle_seed1")
     (copy / "metrics.csv").unlink()
     record = json.loads((copy / "comparison.json").read_text())
     (copy / "comparison.json").write_text(json.dumps({"settings": record["settings"]}))  # as before the end
-    with pytest.raises(TaskError, match=r"1 of 4 runs failed, .* run=point-mass_pebble_seed0 failed: .*cannot be read"):
+    with pytest.raises(TaskError, match=r"1 of 4 runs failed, .* run=point-mass_pebble_seed0 failed: .*is damaged"):
         run(copy)
     assert "Traceback" in (broken / "failure.txt").read_text()
     assert {(row["algorithm"], row["seed"]) for row in metrics(copy)} == {
