@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import RunFolderError
 
 _PIECE = 2**20
+
+
+class NoLockError(RunFolderError):
+    """A system or a file system that cannot lock a folder."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -57,12 +62,13 @@ def lock_folder(path: Path, command: str) -> int:
     The lock ends with its process, however that ends.
 
     Raises:
-        RunFolderError: it cannot be made or locked, or another `command` is at work in it.
+        RunFolderError: it cannot be made, or another `command` is at work in it.
+        NoLockError: it cannot be locked here.
     """
     try:
         import fcntl
     except ImportError as error:
-        raise RunFolderError(f"{command} needs a POSIX system: elsewhere it cannot lock its folder") from error
+        raise NoLockError(f"{command} needs a POSIX system: elsewhere it cannot lock its folder") from error
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDONLY)
@@ -74,7 +80,25 @@ def lock_folder(path: Path, command: str) -> int:
         os.close(lock)
         if isinstance(error, BlockingIOError):
             raise RunFolderError(f"{path} is in use by another {command}") from error
-        raise RunFolderError(
+        raise NoLockError(
             f"{path} cannot be locked ({error.strerror or error}): choose an --output on another file system"
         ) from error
     return lock
+
+
+@contextlib.contextmanager
+def locked_if_possible(path: Path, command: str) -> Iterator[None]:
+    """`lock_folder` for as long as the context lasts; where there are no locks, as on some network disks, nothing.
+
+    Raises:
+        RunFolderError: the folder cannot be made, or another `command` is at work in it.
+    """
+    try:
+        lock = lock_folder(path, command)
+    except NoLockError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.close(lock)

@@ -169,7 +169,7 @@ def test_an_occupied_or_unwritable_folder_is_left_alone(point_mass, capsys, tmp_
     assert "not empty" in fails(capsys, "train", "--run-dir", str(tmp_path), *TINY)
     assert (tmp_path / "thesis").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
-    assert "Cannot make the run folder" in fails(capsys, "train", "--run-dir", str(tmp_path / "thesis" / "run"), *TINY)
+    assert "Cannot make the folder" in fails(capsys, "train", "--run-dir", str(tmp_path / "thesis" / "run"), *TINY)
     assert "not a run folder" in fails(capsys, "train", "--resume", str(tmp_path / "nowhere"))
 
 
@@ -213,7 +213,7 @@ def test_a_resume_supersedes_what_tensorboard_saw_after_the_checkpoint(point_mas
     run = str(tmp_path / "run")
     assert cli.main(["train", "--steps", "100", "--run-dir", run, *TINY]) == 0
     assert cli.main(["train", "--resume", run, "--steps", "200"]) == 0
-    assert seen == [None, 101]
+    assert seen == [1, 101]
 
 
 def test_a_run_stopped_after_its_last_step_is_closed(point_mass, capsys, tmp_path):
@@ -336,8 +336,8 @@ def test_a_missing_extra_gives_the_install_line(capsys, tmp_path, monkeypatch):
     assert "pip install 'parl-core[train]'" in fails(capsys, "train")
 
 
-def test_ctrl_c_says_how_to_go_on_and_a_kill_loses_only_the_last_steps(tmp_path):
-    """Real processes: one is interrupted, one killed; both resume to the metrics of an undisturbed run."""
+def test_ctrl_c_says_how_to_go_on(point_mass, tmp_path):
+    """A real process is interrupted; its run is resumed to the metrics of an undisturbed one."""
     code = """
 import os, sys, time
 import parl_core.envs.vector as vector
@@ -346,7 +346,7 @@ from tests.training.point_mass import PointMass
 
 class Waits(PointMass):  # once there is a checkpoint, long enough to be struck
     def _step(self, action):
-        if os.path.exists(os.environ.get("WAIT_FOR", "")):
+        if os.path.exists(os.environ["WAIT_FOR"]):
             time.sleep(0.1)
         return super()._step(action)
 
@@ -354,45 +354,27 @@ train.make_env = vector.make_env = Waits
 from parl_core import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
-
-    def start(*arguments: str, wait_for: str = "") -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
-            env={**os.environ, "WAIT_FOR": wait_for},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    options = [
-        "--steps",
-        "300",
-        *TINY,
-        "--replay-capacity",
-        "250",
-        "--reward.pool-episodes",
-        "4",
-        "--threads",
-        "1",
-    ]
-    whole = start("train", "--run-dir", str(tmp_path / "whole"), *options)
-    assert whole.wait() == 0
-    for name, blow in (("ctrl-c", signal.SIGINT), ("killed", signal.SIGKILL)):
-        run = tmp_path / name
-        checkpoint = run / "checkpoint" / "manifest.json"
-        process = start("train", "--run-dir", str(run), *options, wait_for=str(checkpoint))
-        deadline = time.monotonic() + 60
-        while not checkpoint.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(blow)
-        _, errors = process.communicate()
-        if blow is signal.SIGINT:
-            assert process.returncode == 130
-            assert f"parl train --resume {run}" in errors
-            assert "Traceback" not in errors
-        resumed = start("train", "--resume", str(run))
-        assert resumed.wait() == 0
-        assert (run / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    options = ["--steps", "300", *TINY, "--replay-capacity", "250", "--reward.pool-episodes", "4", "--threads", "1"]
+    checkpoint = run / "checkpoint" / "manifest.json"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "train", "--run-dir", str(run), *options],
+        env={**os.environ, "WAIT_FOR": str(checkpoint)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert f"parl train --resume {run}" in errors
+    assert "Traceback" not in errors
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    assert cli.main(["train", "--run-dir", str(whole), *options]) == 0
+    assert (run / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
 def test_reproduce_refuses_in_one_sentence(capsys, tmp_path, monkeypatch):

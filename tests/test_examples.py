@@ -9,6 +9,9 @@ from types import ModuleType
 import pytest
 import torch
 
+from parl_core import cli
+from parl_core.training.run_folder import read_metrics
+
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 
@@ -65,6 +68,14 @@ def test_own_environment(capsys):
     random, last = load("own_environment").main()
     assert random < 10 < 14 < last
     assert f"{last:.1f} by the policy" in capsys.readouterr().out
+
+
+def test_own_environment_from_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(EXAMPLES)
+    _, command = load("own_environment").__doc__.split("parl train", 1)
+    small = "--steps 300 --sac.hidden 8 8 --reward.hidden 8 --reward.max-epochs 2 --eval-episodes 1 --run-dir".split()
+    assert cli.main(["train", *command.split(), *small, str(tmp_path / "run")]) == 0
+    assert read_metrics(tmp_path / "run")[-1]["labels"] > 0
 
 
 def test_own_environment_continues_an_episode():

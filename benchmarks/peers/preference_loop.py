@@ -229,7 +229,7 @@ class PreferenceLoop:
                     labels = torch.tensor([self.labels[row] for row in rows])
                     logits = self.returns(member, [self.queries[row] for row in rows])
                     losses.append(F.cross_entropy(logits, labels))
-                    correct += (logits.argmax(1) == labels).sum().item()
+                    correct += int((logits.argmax(1) == labels).sum())
                 self.reward_optimizer.zero_grad()
                 sum(losses, torch.zeros(())).backward()
                 self.reward_optimizer.step()

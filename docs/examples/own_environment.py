@@ -1,6 +1,9 @@
 """PEBBLE on an environment of your own: a function from a seed to an object with `reset` and `step`.
 
-The same from the command line, in this folder: parl train --env own_environment:Cart --algorithm pebble --steps 1000
+From the command line, in this folder, with the larger networks of the preset:
+
+    parl train --env own_environment:Cart --algorithm pebble --steps 800 --random-steps 100 --pretrain-steps 100
+        --reward.segment-length 10
 """
 
 import json

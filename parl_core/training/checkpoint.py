@@ -71,13 +71,23 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any], *, step: int | None 
 def load_checkpoint(folder: Path) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote, after comparing every file with its SHA-256.
 
-    The tensors are mapped from the file, privately: memory is taken only where they are written to.
+    The tensors are mapped from the file, privately: memory is taken only where they are written to. Another process may
+    replace the checkpoint meanwhile: then the new one is read.
 
     Raises:
         RunFolderError: there is no checkpoint; it is of another format or version; a file of it is missing or damaged.
     """
+    while True:
+        manifest = _read_manifest(folder)
+        try:
+            return _read_data(folder, manifest["files"])
+        except RunFolderError:
+            if _read_manifest(folder) == manifest:  # the files were not removed for a newer checkpoint's sake
+                raise
+
+
+def _read_data(folder: Path, files: _Files) -> dict[str, Any]:
     safetensors = import_extra("safetensors", "train", needed_for="a checkpoint")
-    files = _read_manifest(folder)["files"]
     try:
         for name, expected in files.items():
             _check_file(folder / name, expected)

@@ -54,6 +54,7 @@ def make_loggers(path: Path, config: TrainConfig, step: int, wandb: bool) -> Ite
         ParlError: Weights & Biases refuses to begin, as without a login.
     """
     with ExitStack() as stack:
+        stack.enter_context(_writer_threads_errors_left_to_us())
         destinations: list[_Destination] = [stack.enter_context(_TensorBoard(path, step))]
         if wandb:
             destinations.append(stack.enter_context(_WeightsAndBiases(path, config)))
@@ -82,14 +83,13 @@ class _Destination(AbstractContextManager["_Destination"], Protocol):
 
 
 class _TensorBoard:
-    """By environment step; on a resume what was logged after the checkpoint is superseded."""
+    """By environment step; what an earlier process logged after the step at which this one goes on is superseded."""
 
     def __init__(self, path: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        _leave_writer_threads_errors_to_us()
         try:
-            self._writer: Any = SummaryWriter(str(path), purge_step=step + 1 if step else None)
+            self._writer: Any = SummaryWriter(str(path), purge_step=step + 1)
         except OSError as error:
             raise RunFolderError(f"Cannot write TensorBoard events into {path}: {error.strerror or error}") from error
 
@@ -154,7 +154,8 @@ def _run_id(file: Path) -> str:
         raise RunFolderError(f"{file} cannot be read: {error}") from error
 
 
-def _leave_writer_threads_errors_to_us() -> None:
+@contextmanager
+def _writer_threads_errors_left_to_us() -> Iterator[None]:
     """TensorBoard's writer thread prints a traceback when the disk is full, and the next call raises the same error."""
     before = threading.excepthook
 
@@ -163,3 +164,8 @@ def _leave_writer_threads_errors_to_us() -> None:
             before(arguments)
 
     threading.excepthook = hook
+    try:
+        yield
+    finally:
+        if threading.excepthook is hook:
+            threading.excepthook = before

@@ -136,7 +136,7 @@ class RunFolder:
         self._write_rows()
 
     def summarised_steps(self) -> int | None:
-        """The length of the run that summary.json speaks of; None without a readable one."""
+        """The `TrainConfig.steps` of the run that summary.json speaks of; None without a readable one."""
         try:
             return json.loads((self.path / "summary.json").read_text()).get("steps")
         except (OSError, ValueError, AttributeError):

@@ -18,6 +18,7 @@ from ..envs import make_env
 from ..envs.own import load_function
 from ..envs.vector import make_environments
 from ..errors import ConfigError, Interrupted, import_extra
+from ..files import locked_if_possible
 from ..preference.label_sources import LabelSource
 from ..rl.rollout import Evaluation
 from .config import TrainConfig, flatten, from_dict, to_dict
@@ -27,6 +28,8 @@ from .plots import draw_run
 from .profile import profile_table
 from .run_folder import RunFolder
 from .trainer import Evaluated, Event, Ticked, Trainer, env_seeds, seeds
+
+COMMAND = "parl train"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def train(config: TrainConfig, path: Path, console: Console, options: Options = 
     """
     config.validate()
     _require_extras()
-    with _trainer(config, options) as trainer:
+    with _trainer(config, options) as trainer, locked_if_possible(path, COMMAND):
         folder = RunFolder.create(path, config)
         return _begin(trainer, folder, console, options)
 
@@ -65,9 +68,15 @@ def resume(path: Path, steps: int | None, console: Console, options: Options = O
     The options must be those that the run was begun with.
 
     Raises:
-        ParlError: no run folder, a damaged checkpoint, changed settings, or nothing left to do.
+        ParlError: no run folder or one in use, a damaged checkpoint, changed settings, or nothing left to do.
         Interrupted: Ctrl-C.
     """
+    RunFolder.open(path)  # what is no run folder is not made into one by locking it
+    with locked_if_possible(path, COMMAND):
+        return _resume(path, steps, console, options)
+
+
+def _resume(path: Path, steps: int | None, console: Console, options: Options) -> RunFolder:
     folder, config = RunFolder.open(path)
     if steps is not None:
         config = replace(config, steps=steps)
@@ -81,14 +90,16 @@ def resume(path: Path, steps: int | None, console: Console, options: Options = O
             folder.write_json("config.json", to_dict(config))
             return _begin(trainer, folder, console, options)
     state = folder.load()
-    _refuse_changes(from_dict(state["config"]), config, path)
+    before = from_dict(state["config"])
+    _refuse_changes(before, config, path)
     random = Evaluation(**{**state["random"], "returns": tuple(state["random"]["returns"])})
-    if state["trainer"]["step"] >= config.steps:
-        if state["trainer"]["step"] == config.steps and folder.summarised_steps() != config.steps:
+    done = state["trainer"]["step"]  # several environments may go beyond the last step
+    if done >= config.steps:
+        if before.steps == config.steps != folder.summarised_steps():
             folder.set_rows(state["rows"])
-            return _close(folder, random, console)  # it was stopped after its last step
+            return _close(folder, config, random, console)  # it was stopped after its last step
         raise ConfigError(
-            f"The run in {path} has done all its {state['trainer']['step']} steps: give a larger --steps to go on"
+            f"The run in {path} has done {done} steps, and {config.steps} are asked for: give a larger --steps to go on"
         )
     with _trainer(config, options) as trainer:
         trainer.load_state_dict(state["trainer"])
@@ -129,9 +140,7 @@ def _refuse_changes(before: TrainConfig, now: TrainConfig, path: Path) -> None:
 def _trainer(config: TrainConfig, options: Options) -> Iterator[Trainer]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    source = options.label_source
-    if source is None and config.label_source is not None:
-        source = load_function(config.label_source, "label source")()
+    source = _label_source(config, options)
     task = config.env if options.environment is None else options.environment
     eval_env = make_env(task, seeds(config.seed)["eval_env"])
     try:
@@ -142,6 +151,24 @@ def _trainer(config: TrainConfig, options: Options) -> Iterator[Trainer]:
             envs.close()
     finally:
         eval_env.close()
+
+
+def _label_source(config: TrainConfig, options: Options) -> LabelSource | None:
+    """One of the user's own, if there is one.
+
+    Raises:
+        ConfigError: it lacks a method, which else would show when the first episode is over, or at the first session.
+    """
+    source = options.label_source
+    if source is None and config.label_source is not None:
+        source = load_function(config.label_source, "label source")()
+    lacking = [name for name in ("label", "episode_ended") if not callable(getattr(source, name, None))]
+    if source is not None and lacking:
+        raise ConfigError(
+            "label_source must give an object with label(first, second) and episode_ended(true_return, length), "
+            f"got a {type(source).__name__} without {' and '.join(lacking)}"
+        )
+    return source
 
 
 def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Console, options: Options) -> RunFolder:
@@ -183,19 +210,19 @@ def _run(trainer: Trainer, folder: RunFolder, random: Evaluation, console: Conso
                 f"Stopped at step {trainer.step}, {at}; go on with: parl train --resume {folder.path}"
             ) from error
     seconds = time.perf_counter() - start
-    _close(folder, random, console)
+    _close(folder, config, random, console)
     if options.profile:
         console.print(profile_table(profile.seconds, seconds, trainer.step - first_step))
     return folder
 
 
-def _close(folder: RunFolder, random: Evaluation, console: Console) -> RunFolder:
+def _close(folder: RunFolder, config: TrainConfig, random: Evaluation, console: Console) -> RunFolder:
     """What comes after the last step: the picture, the summary and the table."""
     curve = draw_run(folder.path, random.true_return)
     folder.write_json(
         "summary.json",
         {
-            "steps": folder.rows[-1]["step"],
+            "steps": config.steps,
             "random_return": random.true_return,
             "first_return": folder.rows[0]["true_return"],
             "last_return": folder.rows[-1]["true_return"],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -240,7 +240,11 @@ class UpperLevel:
         return {**state, "source": remember()} if remember else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned, from a run of the same configuration."""
+        """Take over what `state_dict` returned, from a run of the same configuration.
+
+        Raises:
+            ConfigError: the label source is of another kind than that run's.
+        """
         self.generator.set_state(state["generator"])
         self.episodes.load_state_dict(state["episodes"])
         self.dataset.load_state_dict(state["dataset"])
@@ -249,9 +253,13 @@ class UpperLevel:
         self.implicit.load_state_dict(state["implicit"])
         self.queries, self.next_session = state["queries"], state["next_session"]
         self.last_session = _session(state["last_session"]) if state["last_session"] else None
-        take_over = getattr(self.source, "load_state_dict", None)
-        if take_over and "source" in state:
-            take_over(state["source"])
+        if ("source" in state) != hasattr(self.source, "state_dict"):
+            raise ConfigError(
+                "The label source must be the one that the run was begun with, which had "
+                f"{'a' if 'source' in state else 'no'} state_dict: {type(self.source).__name__} is another"
+            )
+        if "source" in state:
+            cast(Any, self.source).load_state_dict(state["source"])
 
 
 class _Answers(NamedTuple):

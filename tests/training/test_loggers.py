@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from parl_core.errors import MissingExtraError, ParlError, RunFolderError
 from parl_core.preference.reward_learning import RewardFit
@@ -47,7 +48,13 @@ def _tensorboard(path):
     return {name: [(s.step, s.value) for s in found.Scalars(name)] for name in found.Tags()["scalars"]}
 
 
-def test_tensorboard_goes_on_from_the_checkpoint(tmp_path):
+@pytest.fixture
+def first_event_file(monkeypatch):
+    """Files of one second are read in the order of their number in this process, as text: 10 comes before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
+
+
+def test_tensorboard_goes_on_from_the_checkpoint(tmp_path, first_event_file):
     config = tiny_config()
     with make_loggers(tmp_path, config, 0, False) as loggers:
         for event in (Ticked(20), EpisodeEnded(25, 1.0), _evaluated(30), EpisodeEnded(50, 2.0)):
@@ -61,9 +68,16 @@ def test_tensorboard_goes_on_from_the_checkpoint(tmp_path):
     }
 
 
+def test_a_run_that_begins_anew_supersedes_all_that_tensorboard_saw(tmp_path, first_event_file):
+    for value in (1.0, 2.0):  # the first was killed before its first checkpoint
+        with make_loggers(tmp_path, tiny_config(), 0, False) as loggers:
+            loggers.log(EpisodeEnded(1, value))
+    assert _tensorboard(tmp_path) == {"train/true_return": [(1, 2.0)]}
+
+
 def test_the_writer_threads_of_others_keep_their_tracebacks(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("threading.excepthook", seen.append)
+    monkeypatch.setattr("threading.excepthook", hook := seen.append)
     with make_loggers(tmp_path, tiny_config(), 0, False):
         import threading
 
@@ -71,6 +85,7 @@ def test_the_writer_threads_of_others_keep_their_tracebacks(tmp_path, monkeypatc
         thread.start()
         thread.join()
     assert [arguments.exc_type for arguments in seen] == [ZeroDivisionError]
+    assert threading.excepthook is hook
 
 
 class WandB(ModuleType):
