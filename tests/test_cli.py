@@ -17,7 +17,7 @@ import torch
 from parl_core import cli
 from parl_core.errors import MissingExtraError
 from parl_core.training.run_folder import RunFolder
-from tests.training.point_mass import PointMass, tiny_config
+from tests.training.point_mass import PointMass, replace_environments, tiny_config
 
 TINY = (
     "--random-steps 40 --pretrain-steps 40 --updates-after-reset 3 --eval-interval 100 --eval-episodes 2 "
@@ -25,12 +25,6 @@ TINY = (
     "--reward.label-budget 18 --reward.labels-per-session 8 --reward.session-interval 60 --reward.max-epochs 4 "
     "--implicit.refresh-interval 3 --surf.crop 1"
 ).split()
-
-
-def replace_environments(monkeypatch, make):
-    """Make all environments by make(name, seed), whatever they are called."""
-    for module in ("parl_core.training.train", "parl_core.envs.vector"):
-        monkeypatch.setattr(f"{module}.make_env", make)
 
 
 @pytest.fixture

@@ -211,7 +211,7 @@ class ProcessEnvironments(Environments):
         for channel in self._channels:
             channel.close()  # ends a worker that waits for what to do
         for process in self._processes:
-            process.join(1.0)
+            process.join(10.0)
             if process.is_alive():
                 process.terminate()
                 process.join()

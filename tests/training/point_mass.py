@@ -71,3 +71,9 @@ def tiny_config(algorithm: str = "a-parl", **changes: Any) -> TrainConfig:
         implicit=ImplicitConfig(refresh_interval=3),
     )
     return TrainConfig(**{**options, **changes})
+
+
+def replace_environments(monkeypatch, make):
+    """Make all environments by make(name, seed), whatever they are called."""
+    for module in ("parl_core.training.train", "parl_core.envs.vector"):
+        monkeypatch.setattr(f"{module}.make_env", make)
