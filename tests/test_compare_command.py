@@ -74,7 +74,7 @@ def test_mistakes_are_told_before_a_folder_is_made(capsys, tmp_path, monkeypatch
 
 
 def test_the_options_of_a_run_are_handed_on(monkeypatch):
-    import parl_core.training.compare as module
+    import parl_core.comparison.compare as module
 
     seen = []
     monkeypatch.setattr(module, "compare", lambda *arguments, **options: seen.append((arguments, options)))

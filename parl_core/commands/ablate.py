@@ -22,8 +22,8 @@ def run(arguments: list[str]) -> int:
     from ..workers import one_thread
 
     with one_thread():  # around the import of NumPy
+        from ..ablation.ablate import ablate
         from ..provenance import available_cores
-        from ..training.ablate import ablate
         from ..training.config import TrainConfig
         from ..training.presets import preset
 

@@ -22,9 +22,9 @@ def run(arguments: list[str]) -> int:
     from ..workers import one_thread
 
     with one_thread():  # around the import of NumPy
+        from ..comparison.compare import compare
         from ..envs import make_env
         from ..provenance import available_cores
-        from ..training.compare import compare
         from ..training.config import ALGORITHMS, TrainConfig
         from ..training.presets import preset
 

@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> int:
     given = tyro.cli(Plot, args=arguments, prog="parl plot", config=(tyro.conf.PositionalRequiredArgs,))
     if not given.runs:
         raise ConfigError("parl plot needs at least one run folder")
-    from ..training.plots import draw_runs
+    from ..comparison.curves import draw_runs
 
     print(draw_runs(given.runs, given.output))
     return 0

@@ -17,14 +17,14 @@ from ..errors import ConfigError, Interrupted
 from ..files import lock_folder, write_atomically
 from ..provenance import SIMULATORS, describe_environment, version
 from ..results.tables import to_text
+from ..training.config import TrainConfig
+from ..training.run_folder import RunFolder
+from ..training.train import Options, resume, train
+from ..training.trainer import Evaluated, Event
 from ..workers import Failed, Report, Task, TaskError, run_tasks
-from .compare_folder import ComparisonFolder, read_json, write_json
-from .compare_results import clock, run_name, tables
-from .config import TrainConfig
 from .display import RunsDisplay
-from .run_folder import RunFolder
-from .train import Options, resume, train
-from .trainer import Evaluated, Event
+from .folder import ComparisonFolder, read_json, write_json
+from .results import clock, run_name, tables
 
 _LONGEST_FIRST = ("surf", "a-parl", "pebble", "oracle")
 _REPORT_PAUSE = 0.5

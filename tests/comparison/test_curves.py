@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from parl_core.training import plots
+from parl_core.comparison import curves as module
+from parl_core.comparison.statistics import bootstrap_iqm
 from parl_core.training.config import ALGORITHMS
-from parl_core.training.statistics import bootstrap_iqm
 
 
 @pytest.fixture
@@ -16,14 +16,14 @@ def drawn(monkeypatch, tmp_path):
 
     def draw(curves):
         figures = []
-        real = plots.save_picture
+        real = module.save_picture
 
         def keep(figure, path):
             figures.append(np.array(figure.axes))
             return real(figure, path)
 
-        monkeypatch.setattr(plots, "save_picture", keep)
-        path = plots.draw_curves(curves, tmp_path / "curves.png")
+        monkeypatch.setattr(module, "save_picture", keep)
+        path = module.draw_curves(curves, tmp_path / "curves.png")
         assert path.read_bytes().startswith(b"\x89PNG")
         return figures[0].reshape(-1, len(curves))
 
@@ -53,7 +53,7 @@ def test_bold_is_the_interquartile_mean_with_its_band_and_every_run_is_thin(draw
     corners = {tuple(point) for point in band.get_paths()[0].vertices.tolist()}
     assert {(100.0 * (k + 1), side[k]) for side in (expected.low, expected.high) for k in range(3)} <= corners
     assert bold.get_linewidth() > 2 * thin[0].get_linewidth()
-    assert {line.get_color() for line in axis.lines} == {plots.COLOURS["pebble"]}
+    assert {line.get_color() for line in axis.lines} == {module.COLOURS["pebble"]}
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["pebble (IQM of 5 runs)"]
 
 
@@ -92,5 +92,5 @@ def test_returns_below_zero_are_shown_and_others_begin_at_zero(drawn):
 
 
 def test_every_algorithm_has_a_colour_of_its_own():
-    assert plots.COLOURS.keys() >= ALGORITHMS.keys()
-    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
+    assert module.COLOURS.keys() >= ALGORITHMS.keys()
+    assert len(set(module.COLOURS.values())) == len(module.COLOURS)

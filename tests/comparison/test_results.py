@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from parl_core.training.compare_results import Run, clock, results, run_name, tables
+from parl_core.comparison.results import Run, clock, results, run_name, tables
 
 
 def run(algorithm, seed, returns, env="a/b", labels=(0, 8, 16), success=None, seconds=(4.0, 6.0)):

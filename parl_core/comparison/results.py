@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..results.tables import Table
-from .config import ALGORITHMS
+from ..training.config import ALGORITHMS
 from .statistics import aligned, area_under_curve, bootstrap_iqm, first_reached, interquartile_mean
 
 SHARES = (50, 75, 90)

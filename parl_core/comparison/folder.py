@@ -21,10 +21,10 @@ from ..files import write_atomically
 from ..results.csv_files import read_csv, write_csv
 from ..results.sittings import Sitting, code, dates, processors, versions
 from ..results.tables import Table, to_markdown
-from .compare_results import Run, grouped, results
-from .config import TrainConfig, flatten, to_dict
-from .plots import draw_curves
-from .run_folder import RunFolder, read_metrics
+from ..training.config import TrainConfig, flatten, to_dict
+from ..training.run_folder import RunFolder, read_metrics
+from .curves import draw_curves
+from .results import Run, grouped, results
 
 _COLUMNS = ("step", "true_return", "success_rate", "labels")
 """What the comparison's metrics.csv has of a run's."""

@@ -14,11 +14,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from parl_core.comparison import compare as module
+from parl_core.comparison import display
+from parl_core.comparison.compare import compare
+from parl_core.comparison.display import RunsDisplay
 from parl_core.errors import ConfigError, Interrupted, RunFolderError
-from parl_core.training import compare as module
-from parl_core.training import display
-from parl_core.training.compare import compare
-from parl_core.training.display import RunsDisplay
 from parl_core.training.run_folder import RunFolder
 from parl_core.workers import TaskError, do_tasks
 from tests.training.point_mass import PointMass, replace_environments, tiny_config

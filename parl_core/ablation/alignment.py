@@ -16,9 +16,9 @@ from ..models.rewards import RewardEnsemble
 from ..preference.reward_learning import PreferenceDataset
 from ..preference.samplers import Queries
 from ..rl.rollout import EpisodeStore, Segments
+from ..training.config import ImplicitConfig
+from ..training.implicit_term import ImplicitTerm, implicit_hypergradient, take_segments
 from ..trajectories import PreferencePairs, Trajectories
-from .config import ImplicitConfig
-from .implicit_term import ImplicitTerm, implicit_hypergradient, take_segments
 
 REFERENCES = ("fisher", "score")
 """Curvatures of the reference. Fisher's is that of the lower level's optimum and always definite, so that its system has a

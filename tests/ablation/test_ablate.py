@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from parl_core import cli
+from parl_core.ablation import ablate
+from parl_core.ablation.alignment import PAIRS_PER_SEGMENT, AlignmentProbe, cosine, fresh_segments
 from parl_core.envs.vector import SerialEnvironments
 from parl_core.models.policies import GaussianPolicy
 from parl_core.preference.teachers import TEACHERS, ScriptedTeacher
 from parl_core.rl.rollout import EpisodeStore, Segments
-from parl_core.training import ablate
-from parl_core.training.alignment import PAIRS_PER_SEGMENT, AlignmentProbe, cosine, fresh_segments
 from parl_core.training.config import ImplicitConfig
 from parl_core.training.trainer import SessionEnded, Trainer
 from parl_core.workers import do_tasks

@@ -23,12 +23,12 @@ from ..files import write_atomically
 from ..pictures import pyplot, save_picture
 from ..preference.teachers import TEACHERS, ScriptedTeacher
 from ..results.tables import Table, to_markdown, to_text
+from ..training.config import TrainConfig
+from ..training.run_folder import read_metrics
+from ..training.train import train
+from ..training.trainer import Trainer, env_seeds, seeds
 from ..workers import Failed, Report, Task, run_tasks
 from .alignment import Alignment, AlignmentProbe
-from .config import TrainConfig
-from .run_folder import read_metrics
-from .train import train
-from .trainer import Trainer, env_seeds, seeds
 
 VARIANTS = {"direct-only": "none", "identity": "identity", "Fisher": "fisher", "full-score": "score"}
 """Names of the table, and the curvatures that they stand for."""

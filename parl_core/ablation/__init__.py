@@ -1,0 +1,1 @@
+"""What each curvature of the implicit term brings."""

@@ -1,0 +1,1 @@
+"""Several runs of several algorithms: doing them, their statistics, tables and curves."""
