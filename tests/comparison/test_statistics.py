@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
+from parl_core.comparison import statistics
 from parl_core.comparison.statistics import aligned, area_under_curve, bootstrap_iqm, first_reached, interquartile_mean
-from parl_core.training import statistics
 
 
 @pytest.mark.parametrize(
