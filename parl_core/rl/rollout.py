@@ -185,7 +185,7 @@ class EpisodeStore:
         """All steps, and the lengths of the episodes, those of the running ones last."""
         episodes = (*self._finished, *self._running_episodes())
         lengths = torch.tensor([len(episode) for episode in episodes])
-        return {"steps": torch.cat(episodes), "lengths": lengths, "num_ended": self._num_ended}
+        return {"steps": torch.cat(episodes), "lengths": lengths, "num_ended": torch.tensor(self._num_ended)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned, from a store of the same sizes."""
@@ -198,7 +198,7 @@ class EpisodeStore:
         self._finished = deque(episodes[: -self.num_envs], maxlen=self._finished.maxlen)
         self._lengths = lengths[-self.num_envs :]
         self._set_running(episodes[-self.num_envs :])
-        self._num_ended = state["num_ended"]
+        self._num_ended = int(state["num_ended"])
 
     @property
     def _first_kept(self) -> int:
