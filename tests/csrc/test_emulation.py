@@ -150,8 +150,9 @@ def test_dynamic_shared_memory_is_nan_at_first(emulated):
 
 def test_a_smaller_launch_leaves_the_limit_of_shared_memory(emulated):
     """A larger one of another thread may be about to begin."""
+    out = torch.zeros(1)
     for size in (100_000, 60_000, 150_000, 100_000):
-        emulated.examples.launch_with(1, 1, size, torch.zeros(1).data_ptr())
+        emulated.examples.launch_with(1, 1, size, out.data_ptr())
 
 
 @pytest.mark.parametrize("resident", [1, 2, 7])
@@ -189,5 +190,6 @@ def test_sleeping_for_ever_is_reported(emulated):
     ],
 )
 def test_launches_that_cuda_refuses(emulated, arguments, message):
+    out = torch.zeros(1)
     with pytest.raises(RuntimeError, match=re.escape(message)):
-        emulated.examples.launch_with(*arguments, torch.zeros(1).data_ptr())
+        emulated.examples.launch_with(*arguments, out.data_ptr())
