@@ -30,7 +30,7 @@ print(took, [name for name in {HEAVY!r} if name in sys.modules and name not in b
 """
     results = [run(code).split(maxsplit=1) for _ in range(3)]
     assert all(heavy.strip() == "[]" for _, heavy in results)
-    assert min(float(took) for took, _ in results) < 0.3
+    assert min(float(took) for took, _ in results) < 0.6  # .2 on a quiet machine; busy neighbours double CPU time
 
 
 def test_the_engine_imports_no_environment_and_no_file():
