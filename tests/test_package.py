@@ -37,7 +37,7 @@ def test_the_engine_imports_no_environment_and_no_file():
     code = """
 import sys
 import parl_core.hypergrad
-above = ("envs", "rl", "preference", "training", "reproduce")
+above = ("envs", "rl", "preference", "training", "comparison", "ablation", "reproduce", "commands")
 print([m for m in sys.modules if m.startswith("parl_core.") and m.split(".")[1] in above])
 """
     assert run(code).strip() == "[]"
