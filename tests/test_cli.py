@@ -231,7 +231,7 @@ def test_a_run_stopped_after_its_last_step_is_closed(point_mass, capsys, tmp_pat
 
 
 def test_plot_leaves_out_a_run_without_evaluations_and_shows_negative_returns(point_mass, capsys, tmp_path):
-    from parl_core.training import plots
+    from parl_core.comparison import curves
 
     runs = [tmp_path / name for name in ("a", "b", "empty")]
     for run, algorithm in zip(runs, ("a-parl", "oracle", "oracle"), strict=True):
@@ -241,12 +241,12 @@ def test_plot_leaves_out_a_run_without_evaluations_and_shows_negative_returns(po
     (runs[2] / "metrics.csv").write_text("step,true_return\n")
     capsys.readouterr()
     drawn = []
-    real = plots.save_picture
+    real = curves.save_picture
     try:
-        plots.save_picture = lambda figure, path: drawn.append(figure.axes[0].get_ylim()) or real(figure, path)
+        curves.save_picture = lambda figure, path: drawn.append(figure.axes[0].get_ylim()) or real(figure, path)
         assert cli.main(["plot", *map(str, runs), "--output", str(tmp_path / "p.png")]) == 0
     finally:
-        plots.save_picture = real
+        curves.save_picture = real
     assert "empty has no evaluation yet and is left out" in capsys.readouterr().err
     assert drawn[0][0] < -50
 
