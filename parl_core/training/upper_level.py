@@ -75,9 +75,7 @@ class UpperLevel:
         self.config, self.source, self.profile = config, source, profile
         self.generator = torch.Generator().manual_seed(seeds["queries"])
         self.episodes = EpisodeStore(config.reward.pool_episodes, obs_dim, act_dim, config.num_envs)
-        torch.manual_seed(
-            seeds["init"]
-        )  # the reward networks' initial weights; nothing later uses the global generator
+        torch.manual_seed(seeds["init"])  # the ensemble's initial weights; nothing later uses the global generator
         self.reward = RewardEnsemble(obs_dim, act_dim, config.reward.hidden, config.reward.members)
         # Whatever the schedule, a session asks about at least one pair and no run about more than its budget.
         self.dataset = PreferenceDataset(
